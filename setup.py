@@ -1,0 +1,63 @@
+"""Packaging. Floors are here; the tested set of versions is in constraints.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "src/llmforge/__init__.py").read_text()).group(1)
+
+EXTRAS = {
+    "deepspeed": ["deepspeed>=0.18"],
+    "serve": ["fastapi>=0.115", "sse-starlette>=2.1", "uvicorn>=0.30"],
+    "webui": ["gradio>=6.27"],
+    "data": ["openai>=2.0", "jieba>=0.42.1", "openpyxl>=3.1"],
+    "eval": ["jieba>=0.42.1", "sacrebleu>=2.4"],
+    "gguf": ["gguf>=0.17"],
+    "sentencepiece": ["sentencepiece>=0.2", "protobuf>=4.25", "tiktoken>=0.7"],
+    "bitsandbytes": ["bitsandbytes>=0.45"],
+    "plot": ["matplotlib>=3.8"],
+    "modelscope": ["modelscope>=1.20"],
+}
+EXTRAS["all"] = sorted({p for name in ("serve", "data", "eval", "gguf", "sentencepiece", "plot") for p in EXTRAS[name]})
+EXTRAS["dev"] = [
+    *EXTRAS["all"],
+    *EXTRAS["deepspeed"],
+    "pytest>=8",
+    "pytest-cov>=5",
+    "httpx>=0.27",
+    "jsonschema>=4.20",
+    "ruff>=0.8",
+    "mypy>=1.11",
+    "types-PyYAML",
+]
+
+setup(
+    name="llmforge",
+    version=VERSION,
+    description="From raw data to a served domain language model, driven by one recipe.",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8") if (HERE / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    package_dir={"": "src"},
+    packages=find_packages("src"),
+    install_requires=[
+        "torch>=2.11",
+        "transformers>=5.17",
+        "peft>=0.18",
+        "accelerate>=1.11",
+        "datasets>=4.0",
+        "omegaconf>=2.3",
+        "tokenizers>=0.22",
+        "safetensors>=0.6",
+        "huggingface_hub>=1.0",
+        "jinja2>=3.1",
+        "pyyaml>=6.0",
+        "numpy>=1.26",
+        "filelock>=3.13",
+    ],
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["forge-cli = llmforge.cli:main"]},
+)

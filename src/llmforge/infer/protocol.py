@@ -1,0 +1,164 @@
+"""What an engine is: the few methods behind which the local engine, vLLM and remote servers stand. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from llmforge.data.example import Message
+
+FinishReason = Literal["stop", "length", "tool_calls", "timeout", "cancelled", "error"]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages that the engine's own template turns into ids, so every engine sees the training-time prompt.
+
+    A last message of role "assistant" is a prefix that the reply continues.
+    """
+
+    messages: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """A prompt that is encoded already."""
+
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. `temperature` 0 is greedy; `seed` None draws a fresh one.
+
+    `repetition_penalty` divides or multiplies logits of tokens already in prompt or reply (1 = off);
+    `presence_penalty` and `frequency_penalty` are OpenAI's, subtracted from logits of tokens in the reply.
+    """
+
+    max_new_tokens: int | None = None  # None: up to the model's context
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: all tokens
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()  # beside the template's own
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    logprobs: int | None = None  # number of alternatives to report per token; None: no logprobs
+    ignore_eos: bool = False
+    n: int = 1
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """One request; `model` is a served name (base or adapter)."""
+
+    model: str
+    prompt: Conversation | TokenIds
+    sampling: Sampling = Sampling()
+    constraint: dict[str, Any] | None = None  # {"type": "json_object"} or {"type": "json_schema", "schema": {...}}
+    deadline_s: float | None = None  # seconds from arrival, waiting included
+    priority: int = 0
+    request_id: str = ""
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """One chosen token with its log-probability (nats) and the best alternatives."""
+
+    token_id: int
+    token: str
+    logprob: float
+    top: tuple[tuple[int, str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one request; `cached_tokens` of the prompt were not computed again."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of reply number `index`: new token ids and the text they completed (never half a character).
+
+    The last piece of each reply carries `finish_reason`; the last piece of the request also `usage`.
+    """
+
+    index: int
+    token_ids: tuple[int, ...]
+    text: str
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """A served name: a base or one adapter on it."""
+
+    id: str
+    base: str
+    adapter: str | None = None
+    context_length: int = 0
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an engine honours; a request that asks for more is refused by name, never served without it."""
+
+    sampling: frozenset[str]  # names of Sampling fields
+    constraints: frozenset[str] = frozenset()  # "json_object", "json_schema"
+    embed: bool = False
+    score: bool = False
+    adapters_at_run_time: bool = False
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """What an engine is doing now."""
+
+    running: int
+    waiting: int
+    prompt_tokens: int  # since start
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Unit-length vectors, one per text."""
+
+    vectors: Sequence[Sequence[float]]
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Reward of each conversation."""
+
+    scores: Sequence[float]
+    prompt_tokens: int
+
+
+class Engine(Protocol):
+    """Generation behind one interface; closing the iterator of `generate` cancels the request."""
+
+    async def start(self) -> None: ...
+    async def stop(self, drain_s: float = 0.0) -> None: ...
+    def generate(self, request: GenerateRequest) -> AsyncIterator[Piece]: ...
+    async def embed(self, model: str, texts: list[str], pooling: str) -> Embeddings: ...
+    async def score(self, model: str, conversations: list[Conversation]) -> Scores: ...
+    async def load_adapter(self, name: str, path: str) -> None: ...
+    async def unload_adapter(self, name: str) -> None: ...
+    def models(self) -> list[ModelCard]: ...
+    def capabilities(self) -> Capabilities: ...
+    def stats(self) -> EngineStats: ...
