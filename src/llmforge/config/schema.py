@@ -1,0 +1,255 @@
+"""Every key a recipe may hold: type, default, range, meaning, said once.
+
+Names and defaults are LLaMA-Factory's. A recipe is flat; the groups below only sort the keys for the code that reads
+them (`recipe.train.learning_rate`). Keys that Forge knows but does not act on stand in config/aliases.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmforge.config.option import option
+
+TRAIN = ("train",)
+GENERATION = ("predict", "chat", "api")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model, where from, in which precision and on which device."""
+
+    model_name_or_path: str | None = option(
+        None, "Local folder, hub id, .gguf file, or pypi:PACKAGE/FILE.gguf; with an adapter of ours it may be left out."
+    )
+    adapter_name_or_path: list[str] = option([], "Adapter folders; all but the last are merged into the base first.")
+    adapter_folder: str | None = option(None, "Folder inside a hub repository that holds the adapter.")
+    model_source: str = option(
+        "auto", "Where a hub id is looked up; local files come first.", choices=("auto", "local", "hf", "modelscope")
+    )
+    model_revision: str = option("main", "Branch, tag or commit of a hub model.")
+    cache_dir: str | None = option(None, "Folder for downloaded and converted models.", path="output")
+    hf_hub_token: str | None = option(None, "Access token of the Hugging Face hub; better set HF_TOKEN.", secret=True)
+    ms_hub_token: str | None = option(None, "Access token of ModelScope.", secret=True)
+    trust_remote_code: bool = option(False, "Run Python code that comes with the model; the files are named first.")
+    device: str = option("auto", "Where to compute; auto takes the GPU when there is one.", choices=("auto", "cpu", "cuda"))
+    infer_dtype: str = option(
+        "auto", "Precision for predict, chat and api; auto is bf16 or fp16 on a GPU, fp32 on a CPU.",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    flash_attn: str = option(
+        "auto", "Attention kernel; one that is asked for and absent is an error.",
+        choices=("auto", "disabled", "eager", "sdpa", "fa2", "fa3"),
+    )
+    rope_scaling: str | dict | None = option(
+        None, "Position scaling: linear, dynamic, yarn, llama3, or a mapping as in config.json."
+    )
+    quantization_bit: int | None = option(None, "Load the base in 8 or 4 bit.", choices=(8, 4))
+    quantization_method: str = option("bnb", "Library for quantization_bit.", choices=("bnb",))
+    quantization_type: str = option("nf4", "4-bit number format.", choices=("nf4", "fp4"))
+    double_quantization: bool = option(True, "Quantise the 4-bit scales too.")
+    resize_vocab: bool = option(False, "Grow the embeddings to the tokenizer's size.")
+    add_tokens: list[str] = option([], "Ordinary tokens to add; needs resize_vocab.")
+    add_special_tokens: list[str] = option([], "Control tokens to add; needs resize_vocab.")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which rows, in which template, how long."""
+
+    template: str = option("auto", "Chat template: a name, a YAML file, or auto for the tokenizer's own.")
+    dataset: list[str] = option([], "Names from dataset_info.json, file paths, or inline entries.")
+    eval_dataset: list[str] = option([], "Data sets to evaluate or predict on.")
+    dataset_dir: str = option("data", "Folder of dataset_info.json, or the registry itself.", path="input")
+    cutoff_len: int = option(2048, "Tokens a row may have.", above=0)
+    truncation: str = option(
+        "right", "What happens to a longer row: right keeps the end-of-turn token, split makes several rows.",
+        choices=("drop", "left", "right", "split", "raise"),
+    )
+    max_samples: int | None = option(None, "Rows taken from each data set, before splitting.", at_least=1)
+    val_size: float = option(0.0, "Held-out share (below 1) or number of rows (1 and more).", at_least=0)
+    val_group_by: str | None = option(None, "Column whose equal values stay on one side of the split.")
+    train_on_prompt: bool = option(False, "Learn the prompt's tokens too.", stages=("sft",))
+    mask_history: bool = option(False, "Learn only the last reply of a conversation.", stages=("sft",))
+    packing: bool | None = option(None, "Put several rows into one sequence; they never see each other. Default: pt only.")
+    mix_strategy: str = option(
+        "concat", "How data sets are joined.",
+        choices=("concat", "interleave_under", "interleave_over", "interleave_once"),
+    )
+    interleave_probs: list[float] = option([], "Share of each data set when interleaving; must add up to 1.")
+    streaming: bool = option(False, "Read rows while training instead of before.")
+    buffer_size: int = option(16384, "Rows shuffled at a time when streaming.", at_least=1)
+    overwrite_cache: bool = option(False, "Encode again although an encoded copy is there.")
+    default_system: str | None = option(None, "System text for rows that have none; overrides the template's.")
+    enable_thinking: bool | None = option(
+        True, "Thinking models: true trains and asks for reasoning, false forces an empty think block, null leaves rows as they are."
+    )
+    tool_format: str | None = option(None, "Tool-call syntax, when it differs from the template's own.")
+    preprocessing_num_workers: int | None = option(None, "Processes for encoding; the default suits the machine.", at_least=1)
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """What is trained: the stage and which weights."""
+
+    stage: str = option("sft", "Training stage.", choices="STAGES")
+    finetuning_type: str = option("lora", "Which weights learn.", choices="FINETUNING_TYPES")
+    lora_rank: int = option(8, "Rank of the low-rank update.", at_least=1)
+    lora_alpha: float | None = option(None, "Scale of the update; default 2 x lora_rank.", above=0)
+    lora_dropout: float = option(0.0, "Dropout before the update.", at_least=0, below=1)
+    lora_target: list[str] = option(["all"], "Linear layers to adapt: names, all, or qkv.")
+    additional_target: list[str] = option([], "Further modules trained and saved whole, such as embed_tokens.")
+    use_rslora: bool = option(False, "Scale by alpha / sqrt(rank) instead of alpha / rank.")
+    use_dora: bool = option(False, "Weight-decomposed LoRA.")
+    lora_init: str | bool = option(True, "Initial LoRA weights: true, gaussian, pissa, pissa_niter_16, olora, eva, orthogonal.")
+    pissa_init: bool = option(False, "LLaMA-Factory's spelling of lora_init: pissa.")
+    pissa_iter: int = option(16, "Iterations of the fast SVD for pissa; -1 takes the exact one.", at_least=-1)
+    pissa_convert: bool = option(False, "Save a pissa adapter as a plain LoRA adapter.")
+    loraplus_lr_ratio: float | None = option(None, "Learning rate of B over that of A (LoRA+).", above=0)
+    loraplus_lr_embedding: float = option(1e-6, "Learning rate of LoRA embeddings (LoRA+).", above=0)
+    create_new_adapter: bool = option(False, "Merge the given adapters and start a new one, instead of continuing the last.")
+    peft_type: str | None = option(None, "PEFT method when finetuning_type is peft, for example LOHA or IA3.")
+    peft_kwargs: dict = option({}, "Arguments of that method's config class.")
+    freeze_trainable_layers: int = option(2, "Layers that learn: from the end (>0) or from the start (<0).")
+    freeze_trainable_modules: list[str] = option(["all"], "Modules inside those layers.")
+    freeze_extra_modules: list[str] = option([], "Modules outside the layers that learn too.")
+    pure_bf16: bool = option(False, "Train whole-model weights in bf16 without fp32 copies.")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How the optimizer runs. Keys not listed here but in transformers.TrainingArguments are in `recipe.hf`."""
+
+    output_dir: str | None = option(None, "Folder of the run.", path="output")
+    do_train: bool = option(True, "Train.")
+    do_eval: bool = option(False, "Evaluate on the held-out rows.")
+    do_predict: bool = option(False, "Generate for eval_dataset after training.")
+    per_device_train_batch_size: int = option(8, "Rows per device and forward pass.", at_least=1)
+    per_device_eval_batch_size: int = option(8, "Rows per device and forward pass in evaluation and predict.", at_least=1)
+    gradient_accumulation_steps: int = option(1, "Forward passes per optimizer step.", at_least=1)
+    learning_rate: float = option(5e-5, "Peak learning rate, reached after warm-up.", above=0)
+    num_train_epochs: float = option(3.0, "Passes over the rows; fractions allowed.", above=0)
+    max_steps: int = option(-1, "Optimizer steps; above 0 it overrides num_train_epochs.")
+    lr_scheduler_type: str = option("linear", "Course of the learning rate after warm-up.", choices="LR_SCHEDULERS")
+    lr_scheduler_kwargs: dict = option({}, "Arguments of that scheduler.")
+    warmup_steps: float = option(0.0, "Steps of warm-up; below 1 it is a share of all steps.", at_least=0)
+    optim: str = option("adamw_torch", "Optimizer, by its transformers name.")
+    weight_decay: float = option(0.0, "AdamW weight decay.", at_least=0)
+    adam_beta1: float = option(0.9, "AdamW beta 1.", at_least=0, below=1)
+    adam_beta2: float = option(0.999, "AdamW beta 2.", at_least=0, below=1)
+    adam_epsilon: float = option(1e-8, "AdamW epsilon.", above=0)
+    max_grad_norm: float = option(1.0, "Gradients are scaled down to this norm; 0 leaves them.", at_least=0)
+    bf16: bool | None = option(None, "bf16 autocast; default: when the card has it.")
+    fp16: bool | None = option(None, "fp16 autocast with loss scaling; default: on cards without bf16.")
+    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, a third slower.")
+    neftune_noise_alpha: float | None = option(None, "Noise on embeddings (NEFTune).", at_least=0)
+    label_smoothing_factor: float = option(0.0, "Label smoothing.", at_least=0, below=1)
+    group_by_length: bool = option(False, "Draw batches of rows of similar length.")
+    seed: int = option(42, "Seed of everything random.", at_least=0)
+    data_seed: int | None = option(None, "Seed of the row order; default: seed.", at_least=0)
+    logging_steps: float = option(5, "Optimizer steps between log lines; below 1 it is a share of all steps.", above=0)
+    save_strategy: str = option("steps", "When checkpoints are saved.", choices=("no", "steps", "epoch", "best"))
+    save_steps: float = option(500, "Optimizer steps between checkpoints; below 1 a share.", above=0)
+    save_total_limit: int | None = option(None, "Checkpoints kept.", at_least=1)
+    save_only_model: bool = option(False, "Leave optimizer state out of checkpoints; they cannot be resumed then.")
+    eval_strategy: str = option("no", "When evaluation runs.", choices=("no", "steps", "epoch"))
+    eval_steps: float | None = option(None, "Optimizer steps between evaluations; default: logging_steps.", above=0)
+    load_best_model_at_end: bool = option(False, "Keep the best checkpoint as the result.")
+    metric_for_best_model: str | None = option(None, "Metric that decides; default loss.")
+    greater_is_better: bool | None = option(None, "Direction of that metric; default by its name.")
+    early_stopping_steps: int | None = option(None, "Evaluations without improvement before stopping.", at_least=1)
+    resume_from_checkpoint: bool | str | None = option(None, "true: newest whole checkpoint of output_dir; or a path; false: start anew.")
+    overwrite_output_dir: bool = option(False, "Start anew in a folder that holds a run.")
+    deepspeed: str | dict | None = option(None, "DeepSpeed JSON file, for example configs/deepspeed/z2.json, or a mapping.")
+    ddp_timeout: int = option(180000000, "Seconds a rank waits for the others.", at_least=1)
+    report_to: list[str] = option(["none"], "Trackers by their Hugging Face names: tensorboard, wandb, mlflow, swanlab, trackio, ...")
+    run_name: str | None = option(None, "Name of the run for trackers.")
+    plot_loss: bool = option(True, "Draw training_loss.png.")
+    nan_policy: str = option("stop", "What a NaN loss does.", choices=("stop", "warn"))
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """How replies are drawn in predict, chat and as the server's defaults."""
+
+    do_sample: bool = option(True, "Draw tokens; false takes the likeliest.", modes=GENERATION)
+    temperature: float = option(0.95, "Flatness of the distribution.", at_least=0, modes=GENERATION)
+    top_p: float = option(0.7, "Smallest set of tokens with this probability.", above=0, at_most=1, modes=GENERATION)
+    top_k: int = option(50, "Likeliest tokens considered; 0: all.", at_least=0, modes=GENERATION)
+    repetition_penalty: float = option(1.0, "Above 1 discourages tokens seen before.", above=0, modes=GENERATION)
+    max_new_tokens: int = option(1024, "Tokens a reply may have.", at_least=1, modes=GENERATION)
+    max_length: int | None = option(None, "Tokens of prompt and reply together.", at_least=1, modes=GENERATION)
+    skip_special_tokens: bool = option(True, "Leave control tokens out of the text.", modes=GENERATION)
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """How replies are scored."""
+
+    metrics: list[str] = option(["exact_match", "bleu", "rouge"], "Scores of predict and of evaluation with generation.")
+    label_field: str | None = option(None, "JSON field that holds the label, for accuracy and confusion matrix.")
+    predict_with_generate: bool = option(False, "Generate during evaluation and score the text.")
+    compute_accuracy: bool = option(False, "Report the share of supervised tokens predicted right.")
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """The server and the engine behind it."""
+
+    infer_backend: str = option("local", "Engine.", choices="ENGINES", modes=GENERATION)
+    adapters: dict = option({}, "Served adapters by name, for example {classify: runs/a, extract: runs/b}.", modes=("api",))
+    served_model_name: str | None = option(None, "Name of the base, or of the only adapter, in /v1/models.", modes=("api",))
+    host: str = option("127.0.0.1", "Address to listen on.", modes=("api",))
+    port: int = option(8000, "Port to listen on.", at_least=0, at_most=65535, modes=("api",))
+    api_key: str | None = option(None, "Key clients must send; better set FORGE_API_KEY.", secret=True, modes=("api",))
+    max_queue: int = option(64, "Requests that may wait; more get 429.", at_least=0, modes=("api",))
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Merging adapters and writing a servable folder."""
+
+    export_dir: str | None = option(None, "Folder to write; default RUN/export.", path="output", modes=("export",))
+    export_size: int = option(5, "Largest shard in GB.", at_least=1, modes=("export",))
+    export_device: str = option("cpu", "Where merging computes.", choices=("cpu", "auto"), modes=("export",))
+    export_dtype: str = option(
+        "auto", "Precision of the written weights; auto is the base's own.",
+        choices=("auto", "float32", "bfloat16", "float16"), modes=("export",),
+    )
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """How many processes train."""
+
+    nproc: int | str = option("auto", "Processes on this machine; auto is one per visible GPU.", modes=TRAIN)
+    master_port: int = option(0, "Port of the processes' meeting point; 0 picks a free one.", at_least=0, at_most=65535, modes=TRAIN)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a value came from: "default", "FILE line N", "command line", "run RUN", "alias of KEY"."""
+
+    text: str
+    file: str | None = None
+    line: int | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe: every key has its value, every given key its origin."""
+
+    model: ModelConfig
+    data: DataConfig
+    finetune: FinetuneConfig
+    train: TrainConfig
+    generate: GenerateConfig
+    eval: EvalConfig
+    serve: ServeConfig
+    export: ExportConfig
+    launch: LaunchConfig
+    hf: dict[str, Any] = field(default_factory=dict)  # given keys of transformers.TrainingArguments that no group lists
+    plugins: tuple[str, ...] = ()  # Python files that register names
+    origins: dict[str, Origin] = field(default_factory=dict)  # of given keys only
+    notes: tuple[str, ...] = ()  # said once at the start: aliases used, keys without effect here
+    run_dir: str | None = None  # set when the recipe came from a run folder
