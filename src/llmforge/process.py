@@ -1,0 +1,45 @@
+"""Processes of this machine: which one is meant by a process id, and whether it still runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+
+def process_start(pid: int) -> str | None:
+    """A text that two processes with the same id do not share, or None when no such process runs.
+
+    On Linux it is the boot's id and the start in clock ticks after boot, which no change of the clock moves.
+    """
+    proc = Path("/proc")
+    if (proc / "self/stat").exists():
+        try:
+            # The name in brackets may hold spaces and brackets itself, so count from the last one.
+            fields = (proc / str(pid) / "stat").read_text().rpartition(")")[2].split()
+        except (OSError, ValueError):
+            return None
+        if fields[0] in ("Z", "X"):  # a zombie does no work any more; its parent has not asked for its exit code yet
+            return None
+        return f"{_boot_id()}:{fields[19]}"
+    shown = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return shown.stdout.strip() or None
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def is_running(pid: int, start: str | None) -> bool:
+    """Whether the process `pid` runs and is the one that started at `start` (None: any process of that id)."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it runs under another user
+    now = process_start(pid)
+    return now is not None and (start is None or now == start)
