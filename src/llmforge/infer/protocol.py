@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from llmforge.data.example import Message
+from llmforge.errors import ForgeError, RecipeError
 
 FinishReason = Literal["stop", "length", "tool_calls", "timeout", "cancelled", "error"]
 
@@ -38,6 +39,7 @@ class Sampling:
     """
 
     max_new_tokens: int | None = None  # None: up to the model's context
+    max_length: int | None = None  # tokens of prompt and reply together
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0  # 0: all tokens
@@ -99,6 +101,7 @@ class Piece:
     logprobs: tuple[TokenLogprob, ...] | None = None
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    error: str | None = None  # the cause, where finish_reason is "error"
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,7 @@ class EngineStats:
     waiting: int
     prompt_tokens: int  # since start
     completion_tokens: int
+    ready: bool = True  # False while loading, draining or stopped
 
 
 @dataclass(frozen=True)
@@ -149,8 +153,52 @@ class Scores:
     prompt_tokens: int
 
 
+class RequestError(RecipeError):
+    """A request that cannot be served as it stands. `param` names the field, `code` is OpenAI's word for the case."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None):
+        super().__init__(message)
+        self.param, self.code = param, code
+
+
+class PromptTooLong(RequestError):
+    """The prompt leaves no room for a reply; the message holds both numbers."""
+
+    def __init__(self, num_tokens: int, limit: int, what: str = "the model's context"):
+        message = f"the prompt has {num_tokens} tokens; {what} is {limit} tokens, one of which the reply needs"
+        super().__init__(message, param="messages", code="context_length_exceeded")
+
+
+class UnknownModel(RequestError):
+    """No such served name; the message lists the names."""
+
+    def __init__(self, name: str, served: Sequence[str]):
+        message = f"model {name!r} is not served here; known: {', '.join(served)}"
+        super().__init__(message, param="model", code="model_not_found")
+
+
+class EngineBusy(ForgeError):
+    """The queue is full; try again after `retry_after_s` seconds."""
+
+    def __init__(self, message: str, retry_after_s: float = 1.0):
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class EngineUnavailable(ForgeError):
+    """The engine is loading, draining or stopped."""
+
+
+class EngineFailure(ForgeError):
+    """This request failed inside the engine; others go on."""
+
+
 class Engine(Protocol):
-    """Generation behind one interface; closing the iterator of `generate` cancels the request."""
+    """Generation behind one interface.
+
+    `generate` raises RequestError, EngineBusy or EngineUnavailable at the first step, before any piece; a request that
+    fails later raises EngineFailure. Closing its iterator cancels the request.
+    """
 
     async def start(self) -> None: ...
     async def stop(self, drain_s: float = 0.0) -> None: ...
