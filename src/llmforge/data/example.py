@@ -17,7 +17,7 @@ class RowRef(NamedTuple):
     """Where an example came from, for every message about it."""
 
     file: str
-    row: int  # counted from 1: the line of a JSONL file, the record of a JSON list, the record of a CSV after its header
+    row: int  # from 1: line of a JSONL or text file, record of a JSON list, record of a CSV after its header
 
     def __str__(self) -> str:
         return f"{self.file} row {self.row}"
@@ -60,6 +60,7 @@ class Example:
     label: bool | None = None
     text: str | None = None
     dataset: str = ""
+    group: str | None = None  # value of the column val_group_by; equal values stay on one side of a split
 
 
 class Encoded(NamedTuple):
@@ -120,13 +121,18 @@ class EncodedSet(Sequence[Encoded]):
 
 @dataclass
 class RowReport:
-    """What happened to every row of one step: rows_in == rows_out + the rejected rows (+ extra rows a split made)."""
+    """What happened to every row of one step: rows_in == rows_out + len(rejected).
+
+    `rows_in` counts the rows that were looked at, `rows_out` those that got through. Rows left out because of
+    max_samples, rows joined by packing and rows made by splitting long ones are told in `notes`.
+    """
 
     name: str
     rows_in: int = 0
     rows_out: int = 0
     rejected: list[tuple[RowRef, str]] = field(default_factory=list)
     fixed: list[tuple[RowRef, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def reject(self, source: RowRef, reason: str) -> None:
         self.rejected.append((source, reason))
@@ -149,4 +155,5 @@ class RowReport:
             "rows_ok": self.rows_out,
             "rejected": [{"file": s.file, "row": s.row, "reason": r} for s, r in self.rejected],
             "fixed": [{"file": s.file, "row": s.row, "what": w} for s, w in self.fixed],
+            "notes": list(self.notes),
         }
