@@ -29,6 +29,7 @@ class ModelConfig:
     )
     model_revision: str = option("main", "Branch, tag or commit of a hub model.")
     cache_dir: str | None = option(None, "Folder for downloaded and converted models.", path="output")
+    hub_mirror: str | None = option(None, "Base URL of a Hugging Face mirror; default $HF_ENDPOINT, then huggingface.co.")
     hf_hub_token: str | None = option(None, "Access token of the Hugging Face hub; better set HF_TOKEN.", secret=True)
     ms_hub_token: str | None = option(None, "Access token of ModelScope.", secret=True)
     trust_remote_code: bool = option(False, "Run Python code that comes with the model; the files are named first.")
