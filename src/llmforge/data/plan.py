@@ -89,7 +89,7 @@ def plan_batches(
     limit = max_rows or len(rows)
     if layout == "padded":
         return [lay_padded(rows, group, pad_id) for group in _by_length(lengths, budget, limit)]
-    return [lay_packed(rows, group) for group in _best_fit(lengths, budget, limit)]
+    return [lay_packed(rows, group) for group in best_fit(lengths, budget, limit)]
 
 
 def _by_length(lengths: list[int], budget: int, limit: int) -> list[list[int]]:
@@ -105,7 +105,7 @@ def _by_length(lengths: list[int], budget: int, limit: int) -> list[list[int]]:
     return groups
 
 
-def _best_fit(lengths: list[int], budget: int, limit: int) -> list[list[int]]:
+def best_fit(lengths: list[int], budget: int, limit: int) -> list[list[int]]:
     """Best-fit decreasing bin packing: each row goes where the least room stays free."""
     groups: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (free positions, group), sorted
