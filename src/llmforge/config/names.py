@@ -4,46 +4,76 @@ from __future__ import annotations
 
 from llmforge.registry import Registry
 
-STAGES = Registry("stage", {
-    "sft": "llmforge.train.stages.sft:SftStage",
-    "pt": "llmforge.train.stages.pt:PtStage",
-})
+STAGES = Registry(
+    "stage",
+    {
+        "sft": "llmforge.train.stages.sft:SftStage",
+        "pt": "llmforge.train.stages.pt:PtStage",
+    },
+)
 
-FINETUNING_TYPES = Registry("finetuning_type", {
-    "full": "llmforge.model.adapters:train_all",
-    "freeze": "llmforge.model.adapters:train_some_layers",
-    "lora": "llmforge.model.adapters:add_lora",
-    "peft": "llmforge.model.adapters:add_peft",
-})
+FINETUNING_TYPES = Registry(
+    "finetuning_type",
+    {
+        "full": "llmforge.model.adapters:train_all",
+        "freeze": "llmforge.model.adapters:train_some_layers",
+        "lora": "llmforge.model.adapters:add_lora",
+        "peft": "llmforge.model.adapters:add_peft",
+    },
+)
 
-ENGINES = Registry("infer_backend", {
-    "local": "llmforge.infer.local.engine:LocalEngine",
-})
+ENGINES = Registry(
+    "infer_backend",
+    {
+        "local": "llmforge.infer.local.engine:LocalEngine",
+    },
+)
 
 # Under the local engine: synchronous generation over a live module. Training reaches roll-outs through this table.
-CORES = Registry("core", {
-    "local": "llmforge.infer.local.core:LocalCore",
-})
+CORES = Registry(
+    "core",
+    {
+        "local": "llmforge.infer.local.core:LocalCore",
+    },
+)
 
-METRICS = Registry("metric", {
-    "exact_match": "llmforge.metrics.exact:exact_match",
-    "label": "llmforge.metrics.label:label_scores",
-    "json": "llmforge.metrics.json_fields:json_scores",
-    "bleu": "llmforge.metrics.bleu:bleu4",
-    "rouge": "llmforge.metrics.rouge:rouge",
-})
+METRICS = Registry(
+    "metric",
+    {
+        "exact_match": "llmforge.metrics.exact:exact_match",
+        "label": "llmforge.metrics.label:label_scores",
+        "json": "llmforge.metrics.json_fields:json_scores",
+        "bleu": "llmforge.metrics.bleu:bleu4",
+        "rouge": "llmforge.metrics.rouge:rouge",
+    },
+)
 
-FORMATS = Registry("formatting", {
-    "alpaca": "llmforge.data.formats.alpaca:read",
-    "sharegpt": "llmforge.data.formats.sharegpt:read",
-    "openai": "llmforge.data.formats.openai:read",
-    "text": "llmforge.data.formats.text:read",
-})
+FORMATS = Registry(
+    "formatting",
+    {
+        "alpaca": "llmforge.data.formats.alpaca:read",
+        "sharegpt": "llmforge.data.formats.sharegpt:read",
+        "openai": "llmforge.data.formats.openai:read",
+        "text": "llmforge.data.formats.text:read",
+    },
+)
 
-LR_SCHEDULERS = Registry("lr_scheduler_type", {
-    name: name
-    for name in (
-        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
-        "inverse_sqrt", "reduce_lr_on_plateau", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay",
-    )
-})
+LR_SCHEDULERS = Registry(
+    "lr_scheduler_type",
+    {
+        name: name
+        for name in (
+            "linear",
+            "cosine",
+            "cosine_with_restarts",
+            "polynomial",
+            "constant",
+            "constant_with_warmup",
+            "inverse_sqrt",
+            "reduce_lr_on_plateau",
+            "cosine_with_min_lr",
+            "cosine_warmup_with_min_lr",
+            "warmup_stable_decay",
+        )
+    },
+)

@@ -29,17 +29,23 @@ class ModelConfig:
     )
     model_revision: str = option("main", "Branch, tag or commit of a hub model.")
     cache_dir: str | None = option(None, "Folder for downloaded and converted models.", path="output")
-    hub_mirror: str | None = option(None, "Base URL of a Hugging Face mirror; default $HF_ENDPOINT, then huggingface.co.")
+    hub_mirror: str | None = option(
+        None, "Base URL of a Hugging Face mirror; default $HF_ENDPOINT, then huggingface.co."
+    )
     hf_hub_token: str | None = option(None, "Access token of the Hugging Face hub; better set HF_TOKEN.", secret=True)
     ms_hub_token: str | None = option(None, "Access token of ModelScope.", secret=True)
     trust_remote_code: bool = option(False, "Run Python code that comes with the model; the files are named first.")
-    device: str = option("auto", "Where to compute; auto takes the GPU when there is one.", choices=("auto", "cpu", "cuda"))
+    device: str = option(
+        "auto", "Where to compute; auto takes the GPU when there is one.", choices=("auto", "cpu", "cuda")
+    )
     infer_dtype: str = option(
-        "auto", "Precision for predict, chat and api; auto is bf16 or fp16 on a GPU, fp32 on a CPU.",
+        "auto",
+        "Precision for predict, chat and api; auto is bf16 or fp16 on a GPU, fp32 on a CPU.",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     flash_attn: str = option(
-        "auto", "Attention kernel; one that is asked for and absent is an error.",
+        "auto",
+        "Attention kernel; one that is asked for and absent is an error.",
         choices=("auto", "disabled", "eager", "sdpa", "fa2", "fa3"),
     )
     rope_scaling: str | dict | None = option(
@@ -64,7 +70,8 @@ class DataConfig:
     dataset_dir: str = option("data", "Folder of dataset_info.json, or the registry itself.", path="input")
     cutoff_len: int = option(2048, "Tokens a row may have.", above=0)
     truncation: str = option(
-        "right", "What happens to a longer row: right keeps the end-of-turn token, split makes several rows.",
+        "right",
+        "What happens to a longer row: right keeps the end-of-turn token, split makes several rows.",
         choices=("drop", "left", "right", "split", "raise"),
     )
     max_samples: int | None = option(None, "Rows taken from each data set, before splitting.", at_least=1)
@@ -72,9 +79,12 @@ class DataConfig:
     val_group_by: str | None = option(None, "Column whose equal values stay on one side of the split.")
     train_on_prompt: bool = option(False, "Learn the prompt's tokens too.", stages=("sft",))
     mask_history: bool = option(False, "Learn only the last reply of a conversation.", stages=("sft",))
-    packing: bool | None = option(None, "Put several rows into one sequence; they never see each other. Default: pt only.")
+    packing: bool | None = option(
+        None, "Put several rows into one sequence; they never see each other. Default: pt only."
+    )
     mix_strategy: str = option(
-        "concat", "How data sets are joined.",
+        "concat",
+        "How data sets are joined.",
         choices=("concat", "interleave_under", "interleave_over", "interleave_once"),
     )
     interleave_probs: list[float] = option([], "Share of each data set when interleaving; must add up to 1.")
@@ -83,10 +93,13 @@ class DataConfig:
     overwrite_cache: bool = option(False, "Encode again although an encoded copy is there.")
     default_system: str | None = option(None, "System text for rows that have none; overrides the template's.")
     enable_thinking: bool | None = option(
-        True, "Thinking models: true trains and asks for reasoning, false forces an empty think block, null leaves rows as they are."
+        True,
+        "Thinking models: true trains and asks for reasoning, false forces an empty think block, null leaves rows as they are.",
     )
     tool_format: str | None = option(None, "Tool-call syntax, when it differs from the template's own.")
-    preprocessing_num_workers: int | None = option(None, "Processes for encoding; the default suits the machine.", at_least=1)
+    preprocessing_num_workers: int | None = option(
+        None, "Processes for encoding; the default suits the machine.", at_least=1
+    )
 
 
 @dataclass(frozen=True)
@@ -102,13 +115,17 @@ class FinetuneConfig:
     additional_target: list[str] = option([], "Further modules trained and saved whole, such as embed_tokens.")
     use_rslora: bool = option(False, "Scale by alpha / sqrt(rank) instead of alpha / rank.")
     use_dora: bool = option(False, "Weight-decomposed LoRA.")
-    lora_init: str | bool = option(True, "Initial LoRA weights: true, gaussian, pissa, pissa_niter_16, olora, eva, orthogonal.")
+    lora_init: str | bool = option(
+        True, "Initial LoRA weights: true, gaussian, pissa, pissa_niter_16, olora, eva, orthogonal."
+    )
     pissa_init: bool = option(False, "LLaMA-Factory's spelling of lora_init: pissa.")
     pissa_iter: int = option(16, "Iterations of the fast SVD for pissa; -1 takes the exact one.", at_least=-1)
     pissa_convert: bool = option(False, "Save a pissa adapter as a plain LoRA adapter.")
     loraplus_lr_ratio: float | None = option(None, "Learning rate of B over that of A (LoRA+).", above=0)
     loraplus_lr_embedding: float = option(1e-6, "Learning rate of LoRA embeddings (LoRA+).", above=0)
-    create_new_adapter: bool = option(False, "Merge the given adapters and start a new one, instead of continuing the last.")
+    create_new_adapter: bool = option(
+        False, "Merge the given adapters and start a new one, instead of continuing the last."
+    )
     peft_type: str | None = option(None, "PEFT method when finetuning_type is peft, for example LOHA or IA3.")
     peft_kwargs: dict = option({}, "Arguments of that method's config class.")
     freeze_trainable_layers: int = option(2, "Layers that learn: from the end (>0) or from the start (<0).")
@@ -126,7 +143,9 @@ class TrainConfig:
     do_eval: bool = option(False, "Evaluate on the held-out rows.")
     do_predict: bool = option(False, "Generate for eval_dataset after training.")
     per_device_train_batch_size: int = option(8, "Rows per device and forward pass.", at_least=1)
-    per_device_eval_batch_size: int = option(8, "Rows per device and forward pass in evaluation and predict.", at_least=1)
+    per_device_eval_batch_size: int = option(
+        8, "Rows per device and forward pass in evaluation and predict.", at_least=1
+    )
     gradient_accumulation_steps: int = option(1, "Forward passes per optimizer step.", at_least=1)
     learning_rate: float = option(5e-5, "Peak learning rate, reached after warm-up.", above=0)
     num_train_epochs: float = option(3.0, "Passes over the rows; fractions allowed.", above=0)
@@ -142,7 +161,9 @@ class TrainConfig:
     max_grad_norm: float = option(1.0, "Gradients are scaled down to this norm; 0 leaves them.", at_least=0)
     bf16: bool | None = option(None, "bf16 autocast; default: when the card has it.")
     fp16: bool | None = option(None, "fp16 autocast with loss scaling; default: on cards without bf16.")
-    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, a third slower.")
+    gradient_checkpointing: bool = option(
+        False, "Recompute activations in the backward pass: less memory, a third slower."
+    )
     neftune_noise_alpha: float | None = option(None, "Noise on embeddings (NEFTune).", at_least=0)
     label_smoothing_factor: float = option(0.0, "Label smoothing.", at_least=0, below=1)
     group_by_length: bool = option(False, "Draw batches of rows of similar length.")
@@ -159,11 +180,17 @@ class TrainConfig:
     metric_for_best_model: str | None = option(None, "Metric that decides; default loss.")
     greater_is_better: bool | None = option(None, "Direction of that metric; default by its name.")
     early_stopping_steps: int | None = option(None, "Evaluations without improvement before stopping.", at_least=1)
-    resume_from_checkpoint: bool | str | None = option(None, "true: newest whole checkpoint of output_dir; or a path; false: start anew.")
+    resume_from_checkpoint: bool | str | None = option(
+        None, "true: newest whole checkpoint of output_dir; or a path; false: start anew."
+    )
     overwrite_output_dir: bool = option(False, "Start anew in a folder that holds a run.")
-    deepspeed: str | dict | None = option(None, "DeepSpeed JSON file, for example configs/deepspeed/z2.json, or a mapping.")
+    deepspeed: str | dict | None = option(
+        None, "DeepSpeed JSON file, for example configs/deepspeed/z2.json, or a mapping."
+    )
     ddp_timeout: int = option(180000000, "Seconds a rank waits for the others.", at_least=1)
-    report_to: list[str] = option(["none"], "Trackers by their Hugging Face names: tensorboard, wandb, mlflow, swanlab, trackio, ...")
+    report_to: list[str] = option(
+        ["none"], "Trackers by their Hugging Face names: tensorboard, wandb, mlflow, swanlab, trackio, ..."
+    )
     run_name: str | None = option(None, "Name of the run for trackers.")
     plot_loss: bool = option(True, "Draw training_loss.png.")
     nan_policy: str = option("stop", "What a NaN loss does.", choices=("stop", "warn"))
@@ -187,7 +214,9 @@ class GenerateConfig:
 class EvalConfig:
     """How replies are scored."""
 
-    metrics: list[str] = option(["exact_match", "bleu", "rouge"], "Scores of predict and of evaluation with generation.")
+    metrics: list[str] = option(
+        ["exact_match", "bleu", "rouge"], "Scores of predict and of evaluation with generation."
+    )
     label_field: str | None = option(None, "JSON field that holds the label, for accuracy and confusion matrix.")
     predict_with_generate: bool = option(False, "Generate during evaluation and score the text.")
     compute_accuracy: bool = option(False, "Report the share of supervised tokens predicted right.")
@@ -198,8 +227,12 @@ class ServeConfig:
     """The server and the engine behind it."""
 
     infer_backend: str = option("local", "Engine.", choices="ENGINES", modes=GENERATION)
-    adapters: dict = option({}, "Served adapters by name, for example {classify: runs/a, extract: runs/b}.", modes=("api",))
-    served_model_name: str | None = option(None, "Name of the base, or of the only adapter, in /v1/models.", modes=("api",))
+    adapters: dict = option(
+        {}, "Served adapters by name, for example {classify: runs/a, extract: runs/b}.", modes=("api",)
+    )
+    served_model_name: str | None = option(
+        None, "Name of the base, or of the only adapter, in /v1/models.", modes=("api",)
+    )
     host: str = option("127.0.0.1", "Address to listen on.", modes=("api",))
     port: int = option(8000, "Port to listen on.", at_least=0, at_most=65535, modes=("api",))
     api_key: str | None = option(None, "Key clients must send; better set FORGE_API_KEY.", secret=True, modes=("api",))
@@ -214,8 +247,10 @@ class ExportConfig:
     export_size: int = option(5, "Largest shard in GB.", at_least=1, modes=("export",))
     export_device: str = option("cpu", "Where merging computes.", choices=("cpu", "auto"), modes=("export",))
     export_dtype: str = option(
-        "auto", "Precision of the written weights; auto is the base's own.",
-        choices=("auto", "float32", "bfloat16", "float16"), modes=("export",),
+        "auto",
+        "Precision of the written weights; auto is the base's own.",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        modes=("export",),
     )
 
 
@@ -224,7 +259,9 @@ class LaunchConfig:
     """How many processes train."""
 
     nproc: int | str = option("auto", "Processes on this machine; auto is one per visible GPU.", modes=TRAIN)
-    master_port: int = option(0, "Port of the processes' meeting point; 0 picks a free one.", at_least=0, at_most=65535, modes=TRAIN)
+    master_port: int = option(
+        0, "Port of the processes' meeting point; 0 picks a free one.", at_least=0, at_most=65535, modes=TRAIN
+    )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,62 @@
+"""All keys a recipe may hold, by name, with their types and rules, read from the dataclasses of config/schema.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llmforge.config import names, schema
+from llmforge.config.option import Rule
+from llmforge.registry import Registry
+
+# The groups of a Recipe; the keys of a flat one stand at the top of a recipe, those of a nested one under its name.
+GROUPS: dict[str, type] = {
+    "model": schema.ModelConfig,
+    "data": schema.DataConfig,
+    "finetune": schema.FinetuneConfig,
+    "train": schema.TrainConfig,
+    "generate": schema.GenerateConfig,
+    "eval": schema.EvalConfig,
+    "serve": schema.ServeConfig,
+    "export": schema.ExportConfig,
+    "launch": schema.LaunchConfig,
+}
+NESTED = ("launch",)
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of a recipe: `name` as users write it ("launch.nproc" for a nested one), `field` in its group."""
+
+    name: str
+    group: str
+    field: str
+    type: Any
+    default: Any
+    rule: Rule
+
+    @property
+    def choices(self) -> tuple | None:
+        """Allowed values; asked for late, because plugins add names to the tables."""
+        choices = self.rule.choices
+        if isinstance(choices, str):
+            table: Registry = getattr(names, choices)
+            return tuple(sorted(table))
+        return tuple(choices) if choices is not None else None
+
+
+@functools.cache
+def keys() -> Mapping[str, Key]:
+    """Every declared key by its name."""
+    found: dict[str, Key] = {}
+    for group, cls in GROUPS.items():
+        types = typing.get_type_hints(cls)
+        for item in dataclasses.fields(cls):
+            name = f"{group}.{item.name}" if group in NESTED else item.name
+            default = item.default_factory() if item.default_factory is not dataclasses.MISSING else item.default
+            found[name] = Key(name, group, item.name, types[item.name], default, item.metadata["rule"])
+    return found

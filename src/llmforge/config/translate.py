@@ -1,0 +1,125 @@
+"""Other spellings into Forge's own: nested groups, dotted keys, renamed keys, keys that are only known or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmforge.config import aliases
+from llmforge.config.given import Given, Problem
+from llmforge.config.keys import NESTED, keys
+from llmforge.config.schema import Origin
+from llmforge.config.training_arguments import HANDED_ON
+from llmforge.config.values import members
+from llmforge.config.yaml_text import shown
+from llmforge.errors import nearest
+
+TOP_LEVEL = ("plugins",)  # keys of a recipe that belong to no group
+
+
+@dataclass
+class Translated:
+    """A layer in Forge's spelling; `noted` are keys known but without effect."""
+
+    given: dict[str, Given] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    later: list[Given] = field(default_factory=list)
+
+
+def translate(items: list[Given]) -> Translated:
+    """Translate the keys of one layer; a key and its old name in the same layer contradict each other."""
+    result = Translated()
+    for item in [part for item in items for part in _parts(item, result)]:
+        _take(item, result)
+    return result
+
+
+def _parts(item: Given, result: Translated) -> list[Given]:
+    """`launch: {nproc: 2}` is `launch.nproc`, and `peft_kwargs.r` a part of the mapping `peft_kwargs`."""
+    if item.key in NESTED:
+        if not isinstance(item.value, Mapping):
+            result.problems.append(Problem(item.origin, f"{item.key}: got {shown(item.value)}, expected a mapping"))
+            return []
+        return [Given(f"{item.key}.{name}", value, item.origin) for name, value in item.value.items()]
+    head, _, rest = item.key.partition(".")
+    if rest and head in keys() and dict in [getattr(m, "__origin__", m) for m in members(keys()[head].type)]:
+        value: Any = item.value
+        for name in reversed(rest.split(".")):
+            value = {name: value}
+        return [Given(head, value, item.origin)]
+    return [item]
+
+
+def _take(item: Given, result: Translated) -> None:
+    key, value, origin = item.key, item.value, item.origin
+    if key in aliases.RENAMED:
+        _rename(item, aliases.RENAMED[key], result)
+    elif key in keys() or key in HANDED_ON or key in TOP_LEVEL:
+        table = aliases.VALUES.get(key, {})
+        if isinstance(value, (str, bool)) and value in table:
+            result.notes.append(f"{_place(origin)}{key}: {value} is now {table[value]}")
+            item = Given(key, table[value], origin)
+        _set(item, result)
+    elif key in aliases.LATER:
+        result.later.append(item)
+    elif key in aliases.NOTED:
+        result.notes.append(f"{_place(origin)}{key}: no effect here; {aliases.NOTED[key]}")
+    elif key in aliases.REFUSED:
+        if value not in (None, False, 0, "", [], "none", "false"):
+            result.problems.append(Problem(origin, f"{key}: {aliases.REFUSED[key]}"))
+    else:
+        result.problems.append(Problem(origin, f"{key}: no such key.{nearest_key(key)}"))
+
+
+def _rename(item: Given, alias: aliases.Alias, result: Translated) -> None:
+    try:
+        value = alias.convert(item.value) if alias.convert else item.value
+    except (ValueError, TypeError) as error:
+        result.problems.append(Problem(item.origin, f"{item.key}: got {shown(item.value)}, {error}"))
+        return
+    if not alias.quiet:
+        result.notes.append(f"{_place(item.origin)}{item.key} is now {alias.new}{alias.note and '; ' + alias.note}")
+    if value is None:
+        return
+    origin = Origin(f"{item.origin.text}, alias {item.key}", item.origin.file, item.origin.line)
+    _set(Given(alias.new, value, origin, None if alias.convert else item.text), result, old=item.key)
+
+
+def _set(item: Given, result: Translated, old: str | None = None) -> None:
+    before = result.given.get(item.key)
+    if before is None:
+        result.given[item.key] = item
+    elif isinstance(before.value, dict) and isinstance(item.value, dict):
+        result.given[item.key] = Given(item.key, merged(before.value, item.value), item.origin)
+    elif before.value != item.value:
+        first = before.origin.text.rpartition("alias ")[2] if "alias " in before.origin.text else item.key
+        result.problems.append(
+            Problem(
+                item.origin,
+                f"{old or item.key}: {shown(item.value)} contradicts {first}: {shown(before.value)}; keep one of them",
+            )
+        )
+
+
+def merged(base: dict, over: dict) -> dict:
+    """Two mappings as one; where both hold a mapping these are merged too, otherwise `over` wins."""
+    both = {
+        k: merged(base[k], v) if isinstance(v, dict) and isinstance(base.get(k), dict) else v for k, v in over.items()
+    }
+    return base | both
+
+
+def nearest_key(name: str) -> str:
+    """ " Did you mean 'x'?" over everything a recipe may hold; a nested key also by its last word."""
+    for group in NESTED:
+        if name in {k.field for k in keys().values() if k.group == group}:
+            return f" Did you mean '{group}.{name}'?"
+    return nearest(name, [*keys(), *HANDED_ON, *NESTED, *TOP_LEVEL, "extends"]) or nearest(
+        name, [*aliases.RENAMED, *aliases.LATER, *aliases.NOTED]
+    )
+
+
+def _place(origin: Origin) -> str:
+    return f"{origin.text}: "
