@@ -1,0 +1,130 @@
+"""What the core keeps of a request and of each reply while it grows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from llmforge.infer.local.sampler import Choice, Draw
+from llmforge.infer.local.text import StopStrings, TextStream
+from llmforge.infer.protocol import FinishReason, GenerateRequest, Piece, TokenLogprob
+
+if TYPE_CHECKING:
+    from llmforge.data.tokenizer import Tokenizer
+
+
+@dataclass
+class Job:
+    """A request, encoded and checked, ready to run. Setting `cancelled` ends its replies at the next step."""
+
+    request: GenerateRequest
+    prompt_ids: list[int]
+    max_new_tokens: int
+    stop_ids: frozenset[int]
+    seed: int
+    prefix_ids: list[int] = field(default_factory=list)  # end of the prompt whose text the reply continues
+    adapter: str | None = None  # PEFT adapter; "" is the base without any, None the module as it stands
+    deadline_at: float | None = None  # time.monotonic()
+    cancelled: bool = False
+
+    @property
+    def num_rows(self) -> int:
+        return self.request.sampling.n
+
+    @property
+    def num_tokens(self) -> int:
+        """Cache places of one reply at its longest."""
+        return len(self.prompt_ids) + self.max_new_tokens
+
+
+class GrowingReply:
+    """One reply of a job: takes tokens, gives pieces, knows when it has ended."""
+
+    def __init__(self, number: int, job: Job, index: int, tokenizer: Tokenizer, skip_special: bool):
+        self.number, self.job, self.index, self.tokenizer = number, job, index, tokenizer
+        self.token_ids: list[int] = []
+        self.ended = False
+        self._stream = TextStream(tokenizer, context=job.prefix_ids, skip_special=skip_special)
+        self._stops = StopStrings(job.request.sampling.stop)
+        self._pending: list[int] = []  # tokens that no piece has carried yet
+        self._logprobs: list[TokenLogprob] = []
+
+    @property
+    def draw(self) -> Draw:
+        return Draw(self.job.request.sampling, self.job.seed, self.index, self.job.prompt_ids)
+
+    def interrupted(self) -> Piece | None:
+        """The last piece, when the request was cancelled or its time is over."""
+        if self.job.cancelled:
+            return self._end("cancelled")
+        if self.job.deadline_at is not None and time.monotonic() >= self.job.deadline_at:
+            return self._end("timeout")
+        return None
+
+    def take(self, choice: Choice | None) -> Piece | None:
+        """Add a token; return a piece when text came out or the reply ended."""
+        if choice is None:
+            return self._end("error", error="the model gave no usable logits (NaN or infinite)")
+        self.token_ids.append(choice.token_id)
+        self._pending.append(choice.token_id)
+        if self.job.request.sampling.logprobs is not None:
+            self._logprobs.append(self._as_logprob(choice))
+        if choice.token_id in self.job.stop_ids:
+            return self._end("stop")
+        text = self._stops.push(self._stream.push(choice.token_id))
+        if self._stops.found:
+            return self._end("stop", text)
+        if len(self.token_ids) >= self.job.max_new_tokens:
+            return self._end("length", text)
+        return self._piece(text) if text else None
+
+    def _end(self, reason: FinishReason, text: str = "", error: str | None = None) -> Piece:
+        self.ended = True
+        text += self._stops.push(self._stream.flush())
+        if self._stops.found and reason == "length":
+            reason = "stop"
+        return self._piece(text + self._stops.flush(), reason, error)
+
+    def _piece(self, text: str, reason: FinishReason | None = None, error: str | None = None) -> Piece:
+        asked = self.job.request.sampling.logprobs is not None
+        piece = Piece(
+            self.index, tuple(self._pending), text, tuple(self._logprobs) if asked else None, reason, error=error
+        )
+        self._pending, self._logprobs = [], []
+        return piece
+
+    def _as_logprob(self, choice: Choice) -> TokenLogprob:
+        top = tuple((id, token_text(self.tokenizer, id), logprob) for id, logprob in choice.top)
+        return TokenLogprob(choice.token_id, token_text(self.tokenizer, choice.token_id), choice.logprob, top)
+
+
+def token_text(tokenizer: Tokenizer, id: int) -> str:
+    """Text of one token inside a text, its leading space included (a decoder drops it at the start of a text)."""
+    anchor = tokenizer.ids("a")[-1:]
+    return tokenizer.decode([*anchor, id])[len(tokenizer.decode(anchor)) :]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One whole reply."""
+
+    text: str
+    token_ids: tuple[int, ...]  # the stop token included
+    finish_reason: FinishReason
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    error: str | None = None
+
+    @classmethod
+    def of(cls, pieces: Sequence[Piece]) -> Reply:
+        """Join the pieces of one reply."""
+        last = pieces[-1]
+        logprobs = tuple(logprob for piece in pieces for logprob in piece.logprobs or ())
+        return cls(
+            "".join(piece.text for piece in pieces),
+            tuple(id for piece in pieces for id in piece.token_ids),
+            last.finish_reason or "error",
+            logprobs if last.logprobs is not None else None,
+            last.error,
+        )
