@@ -1,0 +1,43 @@
+"""What the steps since the last log line did: tokens, supervised tokens, time."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Meter:
+    """Sums over optimizer steps and all ranks. `take` returns the rates and starts anew."""
+
+    steps: int = 0
+    tokens: int = 0
+    supervised: int = 0
+    total_tokens: int = 0
+    total_supervised: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    started_at: float = field(default_factory=time.perf_counter)
+
+    def add(self, tokens: int, supervised: int) -> None:
+        self.steps += 1
+        self.tokens += tokens
+        self.supervised += supervised
+        self.total_tokens += tokens
+        self.total_supervised += supervised
+
+    def skip_time(self, seconds: float) -> None:
+        """Leave out time that was not spent on steps: evaluation, saving."""
+        self.started_at += seconds
+
+    def take(self) -> dict[str, float]:
+        """tokens_per_second (padding not counted), supervised_tokens and mean step_ms since the last call."""
+        now = time.perf_counter()
+        elapsed = max(now - self.started_at, 1e-9)
+        taken = {
+            "tokens_per_second": round(self.tokens / elapsed, 1),
+            "supervised_tokens": self.supervised,
+            "step_ms": round(1000 * elapsed / max(self.steps, 1), 1),
+        }
+        self.steps = self.tokens = self.supervised = 0
+        self.started_at = now
+        return taken

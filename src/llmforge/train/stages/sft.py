@@ -1,0 +1,24 @@
+"""Supervised fine-tuning: the model learns to write the assistant's turns."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from llmforge.config.schema import Recipe
+from llmforge.data.plan import Batch
+from llmforge.model.forward import token_losses
+from llmforge.train.losses import LossSum
+
+
+class SftStage:
+    """Cross-entropy of the supervised tokens, a mean over all of them in an optimizer step."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.packs = bool(recipe.data.packing)
+        self.label_smoothing = recipe.train.label_smoothing_factor
+
+    def count(self, batch: Batch) -> int:
+        return len(batch.target)
+
+    def loss(self, model: nn.Module, batch: Batch) -> LossSum:
+        return LossSum(token_losses(model, batch, self.label_smoothing).sum())

@@ -1,0 +1,138 @@
+"""Which rows one optimizer step learns from, on which rank and in which passes.
+
+The plan depends on seed, epoch and step alone, so a resumed run meets the same rows in the same passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from llmforge.data.example import EncodedSet
+from llmforge.data.plan import Batch, best_fit, lay_packed, lay_padded
+
+# Rows of this many steps are sorted by length together when group_by_length is set: enough rows to find equals, few
+# enough that an epoch still mixes. transformers' own sampler takes the same number.
+STEPS_PER_GROUP = 50
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """How an optimizer step is cut into passes."""
+
+    rows_per_pass: int  # sequences of one forward pass on one rank
+    passes: int  # gradient_accumulation_steps
+    num_ranks: int = 1
+    rank: int = 0
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.rows_per_pass * self.passes * self.num_ranks
+
+
+class StepPlan(Dataset):
+    """`plan[epoch, step]` is the list of batches this rank computes in that optimizer step.
+
+    A step holds `rows_per_step` units: rows, or with `pack_to` sequences of up to so many tokens that hold several
+    rows. Its passes are cut from the units sorted by length, which costs nothing, since the loss of a step does not
+    depend on how it is cut. Ranks that run out of batches get fillers (`num_rows` 0), so that all ranks take part in
+    the same number of passes.
+    """
+
+    def __init__(
+        self,
+        rows: EncodedSet,
+        shape: StepShape,
+        *,
+        seed: int,
+        pad_id: int,
+        pack_to: int | None = None,
+        group_by_length: bool = False,
+        drop_last: bool = False,
+    ):
+        self.rows, self.shape, self.seed, self.pad_id = rows, shape, seed, pad_id
+        self.packed, self.group_by_length = pack_to is not None, group_by_length
+        lengths = rows.lengths.tolist()
+        self.units = best_fit(lengths, pack_to, len(rows)) if pack_to else [[i] for i in range(len(rows))]
+        self.unit_lengths = np.array([sum(lengths[i] for i in unit) for unit in self.units])
+        whole, rest = divmod(len(self.units), shape.rows_per_step)
+        self.num_steps = max(1, whole + (rest > 0 and not drop_last))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @lru_cache(maxsize=2)  # noqa: B019 - one plan lives as long as the process
+    def order(self, epoch: int) -> np.ndarray:
+        """(units,) the epoch's order of units."""
+        draw = np.random.default_rng([self.seed, epoch])
+        order = draw.permutation(len(self.units))
+        if not self.group_by_length:
+            return order
+        per_step = self.shape.rows_per_step
+        group = STEPS_PER_GROUP * per_step
+        parts = [order[i : i + group] for i in range(0, len(order), group)]
+        parts = [part[np.argsort(-self.unit_lengths[part], kind="stable")] for part in parts]
+        order = np.concatenate(parts)
+        # Steps change places, so that the learning rate does not follow the length; a short last step stays last.
+        whole = len(order) // per_step * per_step
+        steps = draw.permutation(order[:whole].reshape(-1, per_step), axis=0)
+        return np.concatenate([steps.reshape(-1), order[whole:]])
+
+    def __getitem__(self, key: tuple[int, int]) -> list[Batch]:
+        epoch, step = key
+        start = step * self.shape.rows_per_step
+        units = self.order(epoch)[start : start + self.shape.rows_per_step]
+        return self.passes(units[np.argsort(-self.unit_lengths[units], kind="stable")])
+
+    def passes(self, units: np.ndarray) -> list[Batch]:
+        """This rank's share of the units, laid out; fillers at the end where other ranks have one batch more."""
+        if self.packed:  # attention over one line costs its length squared, so each sequence has its own pass
+            groups = [self.units[unit] for unit in units]
+        else:
+            size = self.shape.rows_per_pass
+            groups = [[self.units[u][0] for u in units[i : i + size]] for i in range(0, len(units), size)]
+        mine = groups[self.shape.rank :: self.shape.num_ranks]
+        batches = [self.lay(group) for group in mine]
+        missing = -(-len(groups) // self.shape.num_ranks) - len(batches)
+        return batches + [filler(batches[-1] if batches else self.lay(groups[0]))] * missing
+
+    def lay(self, group: list[int]) -> Batch:
+        return lay_packed(self.rows, group) if self.packed else lay_padded(self.rows, group, self.pad_id)
+
+
+def filler(batch: Batch) -> Batch:
+    """A batch that takes part in the pass and counts nothing."""
+    return replace(batch, num_rows=0)
+
+
+class StepSampler(Sampler):
+    """Keys (epoch, step) of a plan. Trainer calls `set_epoch` on `loader.batch_sampler.batch_sampler`."""
+
+    def __init__(self, num_steps: int):
+        self.num_steps, self.epoch = num_steps, 0
+
+    @property
+    def batch_sampler(self) -> StepSampler:
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return iter([[(self.epoch, step)] for step in range(self.num_steps)])
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+
+def _only(items: list[list[Batch]]) -> list[Batch]:
+    return items[0]
+
+
+def step_loader(plan: StepPlan, num_workers: int = 0) -> DataLoader:
+    """A loader with one item per optimizer step: list[Batch]."""
+    return DataLoader(plan, batch_sampler=StepSampler(plan.num_steps), collate_fn=_only, num_workers=num_workers)

@@ -1,0 +1,282 @@
+"""ForgeTrainer: transformers' Trainer with one loader item per optimizer step and an exact mean over the global batch."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from llmforge.data.example import EncodedSet
+from llmforge.data.plan import Batch
+from llmforge.errors import RecipeError, RunError
+from llmforge.model.forward import token_scores
+from llmforge.runs import RunDir
+from llmforge.train.checkpoint import prune, seal
+from llmforge.train.losses import Stage
+from llmforge.train.meter import Meter
+from llmforge.train.steps import StepPlan, StepShape, step_loader
+from llmforge.train.stop import StopSignal
+
+
+class EvaluationAbandoned(Exception):
+    """A stop signal came during an evaluation; saving matters more than its result."""
+
+
+class ForgeTrainer(Trainer):
+    """One rank's training loop.
+
+    The loss of a step is the sum over all passes and ranks divided by what the stage counts in all of them, so it does
+    not depend on passes, ranks or packing.
+
+    Args:
+        eval_sets: rows to evaluate on, by name.
+        extra_scores: called after the losses of an evaluation; returns further metrics without the "eval_" prefix.
+        stop: the signal to obey at the end of a step.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        args: TrainingArguments,
+        plan: StepPlan,
+        stage: Stage,
+        run: RunDir,
+        stop: StopSignal,
+        eval_sets: dict[str, EncodedSet],
+        compute_accuracy: bool = False,
+        extra_scores: Callable[[], dict[str, float]] | None = None,
+        loraplus: dict[str, float] | None = None,
+        nan_policy: str = "stop",
+        callbacks: list[Any] | None = None,
+    ):
+        self.plan, self.stage, self.run, self.stop = plan, stage, run, stop
+        self.compute_accuracy, self.extra_scores = compute_accuracy, extra_scores
+        self.loraplus, self.nan_policy = loraplus, nan_policy
+        self.meter = Meter()
+        self.stop_agreed = False
+        super().__init__(
+            model=model, args=args, train_dataset=plan, eval_dataset=eval_sets or None, callbacks=callbacks
+        )
+        self.remove_callback(PrinterCallback)
+
+    # Rows
+
+    def get_train_dataloader(self) -> DataLoader:
+        return step_loader(self.plan, self.args.dataloader_num_workers)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, None]:
+        return [batches for batches, _ in zip(epoch_iterator, range(num_batches), strict=False)], None
+
+    def floating_point_ops(self, inputs: list[Batch]) -> int:
+        """6 per parameter and token (forward 2, backward 4), the usual estimate for dense models."""
+        tokens = sum(batch.num_tokens for batch in inputs if batch.num_rows)
+        return 6 * tokens * self._num_parameters
+
+    @functools.cached_property
+    def _num_parameters(self) -> int:
+        return sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters())
+
+    # One optimizer step
+
+    def training_step(self, model: nn.Module, inputs: list[Batch], num_items_in_batch: Any = None) -> Tensor:
+        """All passes of one optimizer step; returns the mean loss over the global batch."""
+        model.train()
+        if callable(getattr(self.optimizer, "train", None)):
+            self.optimizer.train()
+        real = [batch for batch in inputs if batch.num_rows]
+        count, tokens, stops = self._sum_over_ranks(
+            sum(self.stage.count(batch) for batch in real), sum(batch.num_tokens for batch in real), self.stop.received
+        )
+        self.stop_agreed = stops > 0
+        scale = self.args.world_size / max(count, 1)  # DDP and DeepSpeed average over the ranks
+        total = torch.zeros((), dtype=torch.float64)
+        for number, batch in enumerate(inputs, start=1):
+            last = number == len(inputs)
+            with self._sync(model, last):
+                with self.compute_loss_context_manager():
+                    loss = self.stage.loss(model, batch).sum * float(batch.num_rows > 0)
+                total += loss.detach().double().cpu()
+                if last:  # before the backward pass, in which DeepSpeed already takes the optimizer step
+                    mean = self._sum_over_ranks(total.item())[0] / max(count, 1)
+                    self._check_finite("loss", mean)
+                self.accelerator.backward(loss * scale, **self._backward_options())
+        self.meter.add(int(tokens), int(count))
+        return torch.tensor(mean, device=self.args.device)
+
+    def _sync(self, model: nn.Module, last: bool) -> contextlib.AbstractContextManager:
+        """Gradients are exchanged in the last pass only."""
+        if last or self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            self.accelerator.gradient_state._set_sync_gradients(last)
+            return contextlib.nullcontext()
+        return self.accelerator.no_sync(model=model)
+
+    def _backward_options(self) -> dict[str, Any]:
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            return {"scale_wrt_gas": False}
+        if "lomo" in str(self.args.optim.value):
+            return {"learning_rate": self._get_learning_rate()}
+        return {}
+
+    def _sum_over_ranks(self, *values: float) -> list[float]:
+        if self.args.world_size == 1:
+            return list(values)
+        summed = self.accelerator.reduce(torch.tensor(values, dtype=torch.float64, device=self.args.device), "sum")
+        return summed.tolist()
+
+    def _check_finite(self, what: str, value: float) -> None:
+        if math.isfinite(value) or self.nan_policy == "warn":
+            return
+        raise RunError(
+            f"train: {what} is {value} at step {self.state.global_step + 1}. The weights of the last checkpoint are "
+            "unharmed. Lower learning_rate, set max_grad_norm, look at the rows of this step, or set nan_policy: warn"
+        )
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        # Loss scaling of fp16 tries scales that overflow and then leaves the step out; that is no fault.
+        if norm is not None and not self.args.fp16:
+            self._check_finite("gradient norm", float(norm))
+        return norm
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None and self.loraplus:
+            from peft.optimizers import create_loraplus_optimizer
+
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = create_loraplus_optimizer(self.model, optimizer_class, **self.loraplus, **options)
+            return self.optimizer
+        return super().create_optimizer(model)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs.update(self.meter.take())
+        super().log(logs, start_time)
+
+    # Evaluation
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Loss in nats per supervised token, perplexity and accuracy, over all sets and for each of several."""
+        started = time.perf_counter()
+        sets: dict[str, EncodedSet] = eval_dataset or self.eval_dataset
+        if not sets:
+            raise RecipeError("evaluation needs rows: set val_size or eval_dataset")
+        metrics: dict[str, float] = {}
+        totals = torch.zeros(3, dtype=torch.float64)
+        for name, rows in sets.items():
+            sums = self._evaluation_sums(rows)
+            totals += sums
+            if len(sets) > 1:
+                metrics.update(self._evaluation_metrics(f"{metric_key_prefix}_{name}", sums))
+        metrics.update(self._evaluation_metrics(metric_key_prefix, totals))
+        if self.extra_scores is not None:
+            scores = self.extra_scores()
+            metrics.update({f"{metric_key_prefix}_{name}": value for name, value in scores.items()})
+        elapsed = time.perf_counter() - started
+        metrics[f"{metric_key_prefix}_runtime"] = round(elapsed, 4)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.meter.skip_time(time.perf_counter() - started)
+        return metrics
+
+    @torch.no_grad()
+    def _evaluation_sums(self, rows: EncodedSet) -> Tensor:
+        """(3,) summed loss, number right, number of supervised tokens, over all ranks."""
+        args = self.args
+        shape = StepShape(args.per_device_eval_batch_size, 1, args.world_size, args.process_index)
+        plan = StepPlan(rows, shape, seed=0, pad_id=self.plan.pad_id)
+        model = self.model_wrapped
+        model.eval()
+        sums = torch.zeros(3, dtype=torch.float64)
+        for step in range(plan.num_steps):
+            for batch in plan[0, step]:
+                with self.compute_loss_context_manager():
+                    losses, right = token_scores(model, batch)
+                if batch.num_rows:
+                    sums += torch.stack([losses.double().sum().cpu(), right.sum().cpu(), torch.tensor(len(losses))])
+            if self.stop.received and args.world_size == 1 and self.is_in_train:
+                raise EvaluationAbandoned
+            self.control = self.callback_handler.on_prediction_step(args, self.state, self.control)
+        return torch.tensor(self._sum_over_ranks(*sums.tolist()), dtype=torch.float64)
+
+    def _evaluation_metrics(self, prefix: str, sums: Tensor) -> dict[str, float]:
+        loss, right, count = sums.tolist()
+        mean = loss / max(count, 1)
+        metrics = {f"{prefix}_loss": mean, f"{prefix}_perplexity": math.exp(min(mean, 700.0))}
+        return metrics | ({f"{prefix}_accuracy": right / max(count, 1)} if self.compute_accuracy else {})
+
+    def _maybe_log_save_evaluate(self, *args: Any, **options: Any) -> None:
+        """As in Trainer, but a stop signal comes before an evaluation, and ends one that runs."""
+        if self.stop_agreed or (self.stop.received and self.args.world_size == 1):
+            self.stop_agreed = True
+            self.control.should_evaluate = False
+            self.control.should_save = self.control.should_training_stop = True
+        try:
+            super()._maybe_log_save_evaluate(*args, **options)
+        except EvaluationAbandoned:
+            self.stop_agreed = self.control.should_training_stop = True
+            self._save_checkpoint(self.model, None)
+
+    # Checkpoints
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write checkpoint-N under a temporary name, list its files, rename it, and only then remove older ones."""
+        started = time.perf_counter()
+        self.store_flos()
+        final = self.run.path / f"checkpoint-{self.state.global_step}"
+        if final.is_dir() and self._saved_step == self.state.global_step:
+            return  # the end of an epoch and a stop may ask for the same step twice
+        temporary = self.run.path / f".{final.name}.tmp"
+        if self.args.should_save:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        if self.state.best_global_step:
+            best = self.run.path / f"checkpoint-{self.state.best_global_step}"
+            if best == final or best.is_dir():
+                self.state.best_model_checkpoint = str(best)
+        self.save_model(str(temporary), _internal_call=True)
+        if not self.args.save_only_model:
+            self._save_optimizer_and_scheduler(str(temporary))
+            self._save_scaler(str(temporary))
+            self._save_rng_state(str(temporary))
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self.state.save_to_json(str(temporary / "trainer_state.json"))
+            seal(temporary, final)
+            best_path = self.state.best_model_checkpoint
+            prune(self.run, self.args.save_total_limit, Path(best_path) if best_path else None)
+        self._saved_step = self.state.global_step
+        self.accelerator.wait_for_everyone()
+        self.meter.skip_time(time.perf_counter() - started)
+
+    _saved_step = -1
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save and output_dir:
+            # A pickle of the arguments: recipe.yaml says the same and runs nothing when it is read.
+            (Path(output_dir) / "training_args.bin").unlink(missing_ok=True)
+
+    def _init_training_state(self, *args: Any) -> tuple[int, int]:
+        start = super()._init_training_state(*args)
+        self.state.is_local_process_zero = self.is_local_process_zero()
+        self.state.is_world_process_zero = self.is_world_process_zero()
+        if self.state.best_global_step:  # the run folder may have moved since the checkpoint was written
+            best = self.run.path / f"checkpoint-{self.state.best_global_step}"
+            self.state.best_model_checkpoint = str(best) if best.is_dir() else None
+        return start
