@@ -17,10 +17,10 @@ class RowRef(NamedTuple):
     """Where an example came from, for every message about it."""
 
     file: str
-    row: int  # from 1: line of a JSONL or text file, record of a JSON list, record of a CSV after its header
+    row: int  # from 1: line of a JSONL or text file, record of a JSON list or of a table; 0: the file as a whole
 
     def __str__(self) -> str:
-        return f"{self.file} row {self.row}"
+        return f"{self.file} row {self.row}" if self.row else self.file
 
 
 @dataclass(frozen=True)
