@@ -12,17 +12,16 @@ from llmforge.data.tokenizer import load_tokenizer
 from llmforge.infer.local.core import LocalCore
 from llmforge.infer.protocol import GenerateRequest, Sampling, TokenIds
 
+HEADS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+LLAMA = {**HEADS, "intermediate_size": 64, "num_key_value_heads": 2}
 SIZES = {
-    "Llama": dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2),
-    "Qwen2": dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2),
-    "Bloom": dict(hidden_size=32, n_layer=2, n_head=4),
-    "Falcon": dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4),
-    "GPT2": dict(n_embd=32, n_layer=2, n_head=4, n_positions=256),
-    "Gemma2": dict(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=8, sliding_window=6,
-    ),
-}  # fmt: skip
+    "Llama": LLAMA,
+    "Qwen2": LLAMA,
+    "Bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "Falcon": HEADS,
+    "GPT2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256},
+    "Gemma2": {**LLAMA, "head_dim": 8, "sliding_window": 6, "tie_word_embeddings": False},
+}
 
 
 class Ends:
@@ -39,7 +38,9 @@ def tokenizer(tiny_tokenizer_dir):
 
 def random_model(name, vocab_size):
     torch.manual_seed(1)
-    config = getattr(transformers, f"{name}Config")(vocab_size=vocab_size, **SIZES[name], eos_token_id=2, pad_token_id=0)
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=vocab_size, **SIZES[name], eos_token_id=2, pad_token_id=0
+    )
     config.initializer_range = 0.3  # flat random models repeat one token; this one wanders
     return getattr(transformers, f"{name}{'LMHeadModel' if name == 'GPT2' else 'ForCausalLM'}")(config).eval()
 
@@ -104,7 +105,7 @@ def test_pieces_join_to_the_whole_reply(core):
 
 
 def test_a_seeded_reply_is_the_same_alone_and_in_a_batch(core):
-    settings = dict(temperature=1.3, top_p=0.9, seed=2020)
+    settings = {"temperature": 1.3, "top_p": 0.9, "seed": 2020}
     alone = core.generate_all([ask(PROMPTS[2], **settings)])[0][0]
     others = [ask(PROMPTS[0], temperature=0.7, top_k=5), ask(PROMPTS[1]), ask(PROMPTS[3], temperature=2.0, min_p=0.1)]
     batched = core.generate_all([*others, ask(PROMPTS[2], **settings)])[3][0]
@@ -219,7 +220,14 @@ def test_a_cancelled_job_ends_at_the_next_step(core):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("n", 0), ("top_p", 5.0), ("temperature", -1.0), ("max_new_tokens", -5), ("logit_bias", {99999: 1.0}), ("stop", ("",))],
+    [
+        ("n", 0),
+        ("top_p", 5.0),
+        ("temperature", -1.0),
+        ("max_new_tokens", -5),
+        ("logit_bias", {99999: 1.0}),
+        ("stop", ("",)),
+    ],
 )
 def test_a_setting_without_meaning_is_refused_by_name(core, field, value):
     reply = core.generate_all([ask([5], **{field: value})])[0][0]
@@ -247,16 +255,16 @@ def test_requests_run_on_the_adapter_they_name(tokenizer, tmp_path):
 
     plain = random_model("Llama", len(tokenizer))
     expected = {"base": theirs(plain, PROMPTS[0])}
-    model = get_peft_model(plain, LoraConfig(r=2, target_modules=["q_proj", "v_proj", "o_proj"]), adapter_name="a")
-    model.add_adapter("b", LoraConfig(r=2, target_modules=["q_proj", "v_proj", "o_proj"]))
+    model = get_peft_model(plain, LoraConfig(r=2, target_modules=["q_proj", "v_proj", "o_proj"]), adapter_name="first")
+    model.add_adapter("second", LoraConfig(r=2, target_modules=["q_proj", "v_proj", "o_proj"]))
     torch.manual_seed(3)
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight)
-    for name in ("a", "b"):
-        model.set_adapter(name)
+    for name, adapter in (("a", "first"), ("b", "second")):
+        model.set_adapter(adapter)
         expected[name] = theirs(model, PROMPTS[0])
-    core = LocalCore(model, tokenizer, Ends(), served={"base": "", "a": "a", "b": "b"})
+    core = LocalCore(model, tokenizer, Ends(), served={"base": "", "a": "first", "b": "second"})
     names = ["a", "base", "b", "a"]
     replies = core.generate_all([GenerateRequest(n, TokenIds(tuple(PROMPTS[0])), ask([5]).sampling) for n in names])
     assert [list(reply.token_ids) for (reply,) in replies] == [expected[name] for name in names]
@@ -278,5 +286,4 @@ def test_nan_logits_end_one_reply_with_an_error(tokenizer):
 def test_batches_hold_one_adapter_similar_lengths_and_the_budget(model, tokenizer):
     core = LocalCore(model, tokenizer, Ends(), max_rows=3, token_budget=100)
     jobs = [core.prepare(ask([5] * length, max_new_tokens=10)) for length in (40, 3, 39, 4, 5, 6)]
-    assert core.plan(jobs) == [[1, 3, 4], [5], [2, 0]]
-
+    assert core.plan(jobs) == [[1, 3, 4], [5, 2], [0]]

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from llmforge.data.tokenizer import Tokenizer
 
 UNFINISHED = "\ufffd"  # what a decoder writes for bytes that do not (yet) make a character
-MAX_TOKENS_PER_CHARACTER = 4  # UTF-8 has at most four bytes a character, a token at least one of them
+MAX_UNFINISHED = 3  # bytes of a character that still lacks one; some decoders write UNFINISHED once for each of them
 
 
 class TextStream:
@@ -40,7 +40,7 @@ class TextStream:
             return ""
         self.ids.append(id)
         before, whole = self._window()
-        if whole.endswith(UNFINISHED) and len(self.ids) - self.given < MAX_TOKENS_PER_CHARACTER:
+        if 1 <= len(whole) - len(whole.rstrip(UNFINISHED)) <= MAX_UNFINISHED:
             return ""
         self.start, self.given = self.given, len(self.ids)
         return whole[len(before) :]
