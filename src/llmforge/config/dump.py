@@ -10,6 +10,7 @@ import yaml
 
 from llmforge.config.keys import keys
 from llmforge.config.schema import Recipe
+from llmforge.config.training_arguments import is_secret
 from llmforge.config.yaml_text import RecipeLoader
 
 # Keys whose values may name files: written as absolute paths, so that a run is found from any working directory.
@@ -52,12 +53,12 @@ def recipe_values(recipe: Recipe) -> dict[str, Any]:
         value = getattr(getattr(recipe, key.group), key.field)
         if not key.rule.secret and not (value is None and key.default is None):
             values[name] = value
-    values |= {name: value for name, value in recipe.hf.items() if not name.endswith("token")}
+    values |= {name: value for name, value in recipe.hf.items() if not is_secret(name)}
     return values | ({"plugins": list(recipe.plugins)} if recipe.plugins else {})
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The resolved recipe as YAML that loads to the same recipe; paths that exist are absolute, secrets are left out."""
+    """The resolved recipe as YAML that loads to the same recipe: with absolute paths, without secrets."""
     return _render(_with_absolute_paths(recipe_values(recipe)), {})
 
 

@@ -1,4 +1,4 @@
-"""A run folder, a checkpoint or an adapter in the place of a recipe: which base, adapters and template they stand for."""
+"""A run folder, a checkpoint or an adapter instead of a recipe: the base, adapters and template it stands for."""
 
 from __future__ import annotations
 

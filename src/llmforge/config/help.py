@@ -32,9 +32,9 @@ def keys_of(command: str) -> dict[str, list[Key]]:
     for key in keys().values():
         if key.group not in READS[command] or (key.rule.modes and command not in key.rule.modes):
             continue
-        if key.group == "data" and command != "train":
-            if key.name not in (DATA_OF_PREDICT if command == "predict" else DATA_WITHOUT_ROWS):
-                continue
+        data = DATA_OF_PREDICT if command == "predict" else DATA_WITHOUT_ROWS
+        if key.group == "data" and command != "train" and key.name not in data:
+            continue
         found.setdefault(key.group, []).append(key)
     return found
 

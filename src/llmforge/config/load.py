@@ -18,7 +18,7 @@ from llmforge.config.plugins import load_plugin
 from llmforge.config.rules import View, broken_rules
 from llmforge.config.schema import Origin, Recipe
 from llmforge.config.sources import Sources, read_sources
-from llmforge.config.training_arguments import HANDED_ON, hint_of
+from llmforge.config.training_arguments import HANDED_ON, hint_of, is_secret
 from llmforge.config.translate import merged, translate
 from llmforge.config.values import check, convert, optional
 from llmforge.config.yaml_text import shown
@@ -88,6 +88,7 @@ class _Loading:
         self.wrong |= found.wrong
         self._read_manifest()
         self._secrets()
+        self._only_predict()
         self._rules()
 
     def _run_plugins(self) -> None:
@@ -109,7 +110,7 @@ class _Loading:
             hint = key.type if key else hint_of(name) if name in HANDED_ON else None
             if hint is None or (item.value is None and not optional(hint)):
                 continue  # null sets a key back to its default
-            secret = key.rule.secret if key else name.endswith("_token")
+            secret = key.rule.secret if key else is_secret(name)
             try:
                 value = convert(item.value, hint, item.text)
                 if item.value is False and key and key.choices and "no" in key.choices:
@@ -141,13 +142,24 @@ class _Loading:
                 self.values[key] = os.environ[variable]
                 self.given[key] = Given(key, None, Origin(f"environment {variable}"))
 
+    def _only_predict(self) -> None:
+        """LLaMA-Factory's predict and eval recipes leave do_train out, where it is false by default."""
+        asked = [name for name in ("do_predict", "do_eval") if self.values.get(name)]
+        if asked and "do_train" not in self.given:
+            self.values["do_train"] = False
+            if self.command == "train":
+                self.notes.append(
+                    f"{asked[0]} is given and do_train is not: nothing is trained; say do_train: true for both"
+                )
+
     def _rules(self) -> None:
-        defaults = {name: key.default for name, key in keys().items()}
+        defaults: dict[str, Any] = {name: key.default for name, key in keys().items()}
+        defaults["run_dir"] = self.sources.run_dir
         view = View(defaults | self.hf | self.values, frozenset(self.given), self.command)
         problems, notes = broken_rules(view, {k: g.origin for k, g in self.given.items()}, frozenset(self.wrong))
         self.problems += problems
         self.notes += notes
-        self.notes += [n for n in _stage_notes(self.given, self.later, view.stage, self.command)]
+        self.notes += _stage_notes(self.given, self.later, view.stage, self.command)
 
     def recipe(self) -> Recipe:
         """The values in their groups; keys that were not given keep their defaults."""

@@ -1,4 +1,4 @@
-"""`option`: how one key of a recipe is declared. Loader, --help, JSON Schema, docs and board read these declarations."""
+"""`option`: how one key of a recipe is declared; loader, --help, JSON Schema, docs and board read the declarations."""
 
 from __future__ import annotations
 

@@ -65,8 +65,8 @@ class DataConfig:
     """Which rows, in which template, how long."""
 
     template: str = option("auto", "Chat template: a name, a YAML file, or auto for the tokenizer's own.")
-    dataset: list[str] = option([], "Names from dataset_info.json, file paths, or inline entries.")
-    eval_dataset: list[str] = option([], "Data sets to evaluate or predict on.")
+    dataset: list[str | dict] = option([], "Names from dataset_info.json, file paths, or inline entries.")
+    eval_dataset: list[str | dict] = option([], "Data sets to evaluate or predict on.")
     dataset_dir: str = option("data", "Folder of dataset_info.json, or the registry itself.", path="input")
     cutoff_len: int = option(2048, "Tokens a row may have.", above=0)
     truncation: str = option(
@@ -94,7 +94,7 @@ class DataConfig:
     default_system: str | None = option(None, "System text for rows that have none; overrides the template's.")
     enable_thinking: bool | None = option(
         True,
-        "Thinking models: true trains and asks for reasoning, false forces an empty think block, null leaves rows as they are.",
+        "Thinking models: true trains and asks for reasoning, false forces an empty think block, null leaves rows alone.",
     )
     tool_format: str | None = option(None, "Tool-call syntax, when it differs from the template's own.")
     preprocessing_num_workers: int | None = option(
@@ -139,7 +139,8 @@ class TrainConfig:
     """How the optimizer runs. Keys not listed here but in transformers.TrainingArguments are in `recipe.hf`."""
 
     output_dir: str | None = option(None, "Folder of the run.", path="output")
-    do_train: bool = option(True, "Train.")
+    overwrite_output_dir: bool = option(False, "Start anew in a folder that holds a run.")
+    do_train: bool = option(True, "Train; with do_predict or do_eval given alone, false as in LLaMA-Factory.")
     do_eval: bool = option(False, "Evaluate on the held-out rows.")
     do_predict: bool = option(False, "Generate for eval_dataset after training.")
     per_device_train_batch_size: int = option(8, "Rows per device and forward pass.", at_least=1)
@@ -166,6 +167,7 @@ class TrainConfig:
     )
     neftune_noise_alpha: float | None = option(None, "Noise on embeddings (NEFTune).", at_least=0)
     label_smoothing_factor: float = option(0.0, "Label smoothing.", at_least=0, below=1)
+    disable_shuffling: bool = option(False, "Rows in the order of their files, the same in every epoch.")
     group_by_length: bool = option(False, "Draw batches of rows of similar length.")
     seed: int = option(42, "Seed of everything random.", at_least=0)
     data_seed: int | None = option(None, "Seed of the row order; default: seed.", at_least=0)
@@ -183,7 +185,6 @@ class TrainConfig:
     resume_from_checkpoint: bool | str | None = option(
         None, "true: newest whole checkpoint of output_dir; or a path; false: start anew."
     )
-    overwrite_output_dir: bool = option(False, "Start anew in a folder that holds a run.")
     deepspeed: str | dict | None = option(
         None, "DeepSpeed JSON file, for example configs/deepspeed/z2.json, or a mapping."
     )

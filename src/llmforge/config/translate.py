@@ -31,9 +31,32 @@ class Translated:
 def translate(items: list[Given]) -> Translated:
     """Translate the keys of one layer; a key and its old name in the same layer contradict each other."""
     result = Translated()
-    for item in [part for item in items for part in _parts(item, result)]:
-        _take(item, result)
+    parts = [part for item in items for part in _parts(item, result)]
+    weak = {name for name, alias in aliases.RENAMED.items() if alias.weak}
+    for part in sorted(parts, key=lambda p: p.key in weak):  # a weak alias looks at what is already there
+        _take(part, result)
+    result.problems += _refused([part for part in parts if part.key in aliases.REFUSED and _asks(part.value)])
     return result
+
+
+def _refused(items: list[Given]) -> list[Problem]:
+    """One problem for all keys that are refused for the same reason, at the line of the first."""
+    reasons: dict[str, list[Given]] = {}
+    for item in items:
+        reasons.setdefault(aliases.REFUSED[item.key], []).append(item)
+    return [Problem(same[0].origin, f"{_names(same)}: {reason}") for reason, same in reasons.items()]
+
+
+def _names(items: list[Given]) -> str:
+    names = [item.key for item in items]
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _asks(value: Any) -> bool:
+    """Whether a value asks for something: not false, null, 0, 1 (as in "one beam") or empty."""
+    return value is True or (
+        value not in (None, False, 0, 1, "", [], {}) and str(value).lower() not in ("none", "false")
+    )
 
 
 def _parts(item: Given, result: Translated) -> list[Given]:
@@ -56,20 +79,22 @@ def _take(item: Given, result: Translated) -> None:
     key, value, origin = item.key, item.value, item.origin
     if key in aliases.RENAMED:
         _rename(item, aliases.RENAMED[key], result)
+    elif isinstance(value, (str, bool)) and value in aliases.VALUES.get(key, {}):
+        sets = aliases.VALUES[key][value]
+        result.notes.append(f"{origin.text}: {key}: {item.text or value} is here {_settings(sets) or 'the default'}")
+        for name, new in sets.items():
+            _set(Given(name, new, origin), result)
+    elif key in aliases.VALUES and key not in keys():
+        known = ", ".join(map(str, aliases.VALUES[key]))
+        result.problems.append(Problem(origin, f"{key}: got {shown(value)}, expected one of {known}"))
     elif key in keys() or key in HANDED_ON or key in TOP_LEVEL:
-        table = aliases.VALUES.get(key, {})
-        if isinstance(value, (str, bool)) and value in table:
-            result.notes.append(f"{_place(origin)}{key}: {value} is now {table[value]}")
-            item = Given(key, table[value], origin)
         _set(item, result)
     elif key in aliases.LATER:
         result.later.append(item)
     elif key in aliases.NOTED:
-        result.notes.append(f"{_place(origin)}{key}: no effect here; {aliases.NOTED[key]}")
-    elif key in aliases.REFUSED:
-        if value not in (None, False, 0, "", [], "none", "false"):
-            result.problems.append(Problem(origin, f"{key}: {aliases.REFUSED[key]}"))
-    else:
+        if _asks(value):
+            result.notes.append(f"{origin.text}: {key}: no effect here; {aliases.NOTED[key]}")
+    elif key not in aliases.REFUSED:
         result.problems.append(Problem(origin, f"{key}: no such key.{nearest_key(key)}"))
 
 
@@ -77,14 +102,28 @@ def _rename(item: Given, alias: aliases.Alias, result: Translated) -> None:
     try:
         value = alias.convert(item.value) if alias.convert else item.value
     except (ValueError, TypeError) as error:
-        result.problems.append(Problem(item.origin, f"{item.key}: got {shown(item.value)}, {error}"))
+        wanted = str(error) if str(error).startswith("expected") else "expected a number"
+        result.problems.append(Problem(item.origin, f"{item.key}: got {shown(item.value)}, {wanted}"))
         return
-    if not alias.quiet:
-        result.notes.append(f"{_place(item.origin)}{item.key} is now {alias.new}{alias.note and '; ' + alias.note}")
+    if alias.weak and alias.new in result.given and result.given[alias.new].value not in (None, False, 0):
+        result.notes.append(f"{item.origin.text}: {item.key}: no effect here; {alias.new} decides")
+        return
     if value is None:
         return
-    origin = Origin(f"{item.origin.text}, alias {item.key}", item.origin.file, item.origin.line)
-    _set(Given(alias.new, value, origin, None if alias.convert else item.text), result, old=item.key)
+    result.notes.append(f"{item.origin.text}: {item.key} is now {alias.new}{alias.note and '; ' + alias.note}")
+    origin = Origin(f"{item.origin.text}, as {item.key}", item.origin.file, item.origin.line)
+    given = Given(alias.new, value, origin, None if alias.convert else item.text)
+    if alias.weak:
+        result.given[alias.new] = given
+    else:
+        _set(given, result, old=item.key)
+
+
+def _settings(sets: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{key}: {'null' if value is None else str(value).lower() if value is True else value}"
+        for key, value in sets.items()
+    )
 
 
 def _set(item: Given, result: Translated, old: str | None = None) -> None:
@@ -94,7 +133,7 @@ def _set(item: Given, result: Translated, old: str | None = None) -> None:
     elif isinstance(before.value, dict) and isinstance(item.value, dict):
         result.given[item.key] = Given(item.key, merged(before.value, item.value), item.origin)
     elif before.value != item.value:
-        first = before.origin.text.rpartition("alias ")[2] if "alias " in before.origin.text else item.key
+        first = before.origin.text.rpartition(", as ")[2] if ", as " in before.origin.text else item.key
         result.problems.append(
             Problem(
                 item.origin,
@@ -119,7 +158,3 @@ def nearest_key(name: str) -> str:
     return nearest(name, [*keys(), *HANDED_ON, *NESTED, *TOP_LEVEL, "extends"]) or nearest(
         name, [*aliases.RENAMED, *aliases.LATER, *aliases.NOTED]
     )
-
-
-def _place(origin: Origin) -> str:
-    return f"{origin.text}: "
