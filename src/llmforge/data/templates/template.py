@@ -85,13 +85,14 @@ class Template:
         """Ids and labels of a conversation.
 
         With `add_generation_prompt` the row ends where the model goes on: after the reply's opening, or inside the last
-        reply when the messages end with one (a prefix that the model continues).
+        reply when the messages end with one (a prefix that the model continues), and nothing in it is learned.
 
         Raises:
             RecipeError: the conversation does not fit the template, or the tokenizer lacks a token of it.
         """
         parts = self.parts(tokenizer, messages, tools, add_generation_prompt=add_generation_prompt, policy=policy)
-        return encode_parts(parts, tokenizer, self.marks, self.name)
+        row = encode_parts(parts, tokenizer, self.marks, self.name)
+        return Encoded(row.input_ids, [IGNORE] * len(row.input_ids)) if add_generation_prompt else row
 
     def text(
         self,
