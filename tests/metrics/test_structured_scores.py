@@ -54,6 +54,14 @@ def test_labels_that_are_no_strings_are_named_by_their_json():
     assert label_scores(labels, labels, options).tables["confusion"].columns[1:4] == ["1", "[1,2]", "true"]
 
 
+def test_free_text_taken_for_labels_makes_no_matrix_of_millions_of_cells():
+    texts = [f"answer {i}" for i in range(201)]
+    scores = label_scores(texts, texts, OPTIONS)
+    assert "confusion" not in scores.tables
+    assert scores.notes == ["label: no confusion matrix for 201 labels, more than 200"]
+    assert "confusion" in label_scores(texts[1:], texts[1:], OPTIONS).tables
+
+
 def test_a_label_may_be_called_other():
     scores = label_scores(["x", "(other)"], ["(other)", "(other)"], OPTIONS)
     assert scores.tables["confusion"].columns == ["label", "(other)", "(no label)"]
@@ -161,6 +169,12 @@ def test_a_plugin_may_register_a_metric_but_not_take_the_name_of_a_value():
 def test_predictions_without_labels_are_refused():
     with pytest.raises(ValueError, match="2 predictions but 1 labels"):
         score(["exact_match"], ["a", "b"], ["a"], OPTIONS)
+
+
+def test_a_metric_that_loses_rows_is_refused():
+    METRICS.add("loses_rows_in_a_test", lambda predictions, labels, options: Scores({"x": 1.0}, [{}]))
+    with pytest.raises(ValueError, match="scored 1 of 2 rows"):
+        score(["loses_rows_in_a_test"], ["a", "b"], ["a", "b"], OPTIONS)
 
 
 def test_means_of_nothing_are_zero():

@@ -1,6 +1,6 @@
 """Predict: generate for every row of the test sets, write what came out, score it.
 
-The order: find the folder, load the model, render the prompts, take over what an interrupted run left, generate the
+The order: find the folder, render the prompts, take over what an interrupted run left, load the model, generate the
 rest, score, write. Rows in = rows written + rows left out with a reason.
 """
 
@@ -19,15 +19,19 @@ from typing import TYPE_CHECKING, Any
 from llmforge.config.dump import dump_recipe
 from llmforge.config.schema import GenerateConfig, Recipe
 from llmforge.data.example import RowRef
+from llmforge.data.prompts import PromptRow, build_prompts
 from llmforge.errors import RecipeError, RunError
 from llmforge.eval.predictions import Prediction, PredictionFile, read_predictions
 from llmforge.eval.progress import Progress
 from llmforge.infer.protocol import GenerateRequest, Sampling, TokenIds
 from llmforge.metrics.scores import Scores, Table, check_metrics, score
+from llmforge.model.hub import adapter_folder
+from llmforge.model.sources import resolve_model, say
 from llmforge.runs import RunDir, atomic_write, sha256_file
 
 if TYPE_CHECKING:
-    from llmforge.data.prompts import PromptRow
+    from llmforge.data.templates.template import Template
+    from llmforge.data.tokenizer import Tokenizer
     from llmforge.model.loading import LoadedModel
 
 RESULTS = "predict_results.json"
@@ -81,30 +85,30 @@ def predict(recipe: Recipe) -> PredictResult:
         return _predict_into(folder, recipe)
 
 
-def _predict_into(folder: Path, recipe: Recipe) -> PredictResult:
-    from llmforge.data.prompts import build_prompts
-    from llmforge.model.loading import load_model
+def _predict_into(target: Path, recipe: Recipe) -> PredictResult:
+    from llmforge.model.loading import load_model, load_text
 
-    loaded = load_model(recipe, for_training=False)
-    prompts, reports = build_prompts(recipe, loaded.tokenizer, loaded.template)
+    folder = resolve_model(recipe.model)
+    tokenizer, template = load_text(recipe, folder)
+    rows, reports = build_prompts(recipe, tokenizer, template)
     left_out = [rejected for report in reports for rejected in report.rejected]
+    wanted = {row.row: (row.prompt_text, row.label) for row in rows}
     started = time.monotonic()
-    file = PredictionFile(folder)
-    wanted = {row.row: (row.prompt_text, row.label) for row in prompts}
-    with closing(file):
-        done = file.begin(settings_of(recipe, loaded), wanted, bool(recipe.train.overwrite_output_dir))
-        atomic_write(folder / "predict_recipe.yaml", dump_recipe(recipe))
-        missing = [row for row in prompts if row.row not in done]
+    with closing(PredictionFile(target)) as file:
+        done = file.begin(settings_of(recipe, folder, tokenizer, template), wanted, recipe.train.overwrite_output_dir)
+        atomic_write(target / "predict_recipe.yaml", dump_recipe(recipe))
+        missing = [row for row in rows if row.row not in done]
         if done:
-            print(f"{len(done)} of {len(prompts)} rows are predicted already", file=sys.stderr)
-        progress = Progress(len(missing), "rows predicted")
-        for row, prediction, problem in generate(recipe, loaded, missing):
-            if prediction is None:
-                left_out.append((row.source, problem))
-            else:
-                done[row.row] = prediction
-                file.append(prediction)
-            progress.advance()
+            print(f"{len(done)} of {len(rows)} rows are predicted already", file=sys.stderr)
+        if missing:  # else the scores are all there is to do, and the model need not be loaded
+            progress = Progress(len(missing), "rows predicted")
+            for row, prediction, problem in generate(recipe, load_model(recipe, for_training=False), missing):
+                if prediction is None:
+                    left_out.append((row.source, problem))
+                else:
+                    done[row.row] = prediction
+                    file.append(prediction)
+                progress.advance()
         if not done:
             raise RunError(f"predict: no row could be predicted; {left_out[0][0]}: {left_out[0][1]}")
         runtime_s = time.monotonic() - started
@@ -165,19 +169,20 @@ def predictions_dir(recipe: Recipe) -> Path:
     return folder / "predict" if run.manifest_path.exists() or run.state_path.exists() or run.results() else folder
 
 
-def settings_of(recipe: Recipe, loaded: LoadedModel) -> dict[str, Any]:
+def settings_of(recipe: Recipe, folder: Path, tokenizer: Tokenizer, template: Template) -> dict[str, Any]:
     """Everything but the rows that predictions depend on, in words that a message about a difference can show."""
-    generation = sampling_of(recipe.generate, recipe.train.seed)
+    drawing = sampling_of(recipe.generate, recipe.train.seed)
+    adapters = [adapter_folder(recipe.model, name, say) for name in recipe.model.adapter_name_or_path]
     return {
-        "model": f"{loaded.folder.name} {_folder_identity(loaded.folder)}",
-        "adapters": [f"{Path(a).name} {_folder_identity(Path(a))}" for a in recipe.model.adapter_name_or_path],
-        "template": f"{loaded.template.name} {loaded.template.hash()[:12]}",
-        "tokenizer": loaded.tokenizer.vocab_hash[:12],
+        "model": f"{folder.name} {_folder_identity(folder)}",
+        "adapters": [f"{adapter.name} {_folder_identity(adapter)}" for adapter in adapters],
+        "template": f"{template.name} {template.hash()[:12]}",
+        "tokenizer": tokenizer.vocab_hash[:12],
         "infer_dtype": recipe.model.infer_dtype,
         "quantization_bit": recipe.model.quantization_bit,
         "skip_special_tokens": recipe.generate.skip_special_tokens,
-        **{name: getattr(generation, name) for name in ("max_new_tokens", "max_length", "repetition_penalty")},
-        **{name: getattr(generation, name) for name in ("temperature", "top_p", "top_k", "seed")},
+        **{name: getattr(drawing, name) for name in ("max_new_tokens", "max_length", "repetition_penalty")},
+        **{name: getattr(drawing, name) for name in ("temperature", "top_p", "top_k", "seed")},
     }
 
 

@@ -67,8 +67,9 @@ def _score_row(answer: JsonAnswer | None, reference: JsonAnswer, totals: dict[st
         "extra_fields": [],
         "wrong_fields": [],
     }
-    for path in dict.fromkeys(path for path, _ in [*wanted, *given]):
-        w, g, r = (sum(n for (p, _), n in leaf.items() if p == path) for leaf in (wanted, given, right))
+    in_wanted, in_given, in_right = (Counter(path for path, _ in found.elements()) for found in (wanted, given, right))
+    for path in in_wanted | in_given:
+        w, g, r = in_wanted[path], in_given[path], in_right[path]
         totals.setdefault(path, Counter()).update(
             reference=w, predicted=g, right=r, missing=max(0, w - g), extra=max(0, g - w)
         )

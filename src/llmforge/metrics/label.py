@@ -13,6 +13,7 @@ from llmforge.metrics.scores import Scores, Table, f1, mean, ratio
 
 NO_LABEL = "(no label)"  # the answer is not JSON or lacks the field
 OTHER = "(other)"  # an answer that is no label of the references
+MOST_LABELS = 200  # of a confusion matrix; free text taken for labels would make one of millions of cells
 
 
 def label_scores(predictions: Sequence[str], labels: Sequence[str], options: EvalConfig) -> Scores:
@@ -51,11 +52,12 @@ def label_scores(predictions: Sequence[str], labels: Sequence[str], options: Eva
             {} if e is None else {"label": e, "predicted_label": g, "label_right": e == g}
             for e, g in zip(expected, given, strict=True)
         ],
-        tables={
-            "labels": Table(["label", "rows", "predicted", "right", "precision", "recall", "f1"], by_label),
-            "confusion": _confusion(pairs, known),
-        },
+        tables={"labels": Table(["label", "rows", "predicted", "right", "precision", "recall", "f1"], by_label)},
     )
+    if len(known) > MOST_LABELS:
+        scores.notes.append(f"label: no confusion matrix for {len(known)} labels, more than {MOST_LABELS}")
+    else:
+        scores.tables["confusion"] = _confusion(pairs, known)
     if left_out := len(labels) - len(pairs):
         scores.notes.append(f"label: {left_out} of {len(labels)} references have no label and are not counted")
     return scores
