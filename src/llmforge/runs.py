@@ -23,6 +23,7 @@ from typing import Any
 from llmforge.errors import RecipeError, RunError
 from llmforge.process import is_running, process_start
 
+_STATE_LOCK = threading.RLock()  # run.json is read, changed and written by a run's main thread and its heartbeat
 LIVE_STATES = ("queued", "starting", "running", "stopping")
 MANIFEST = "manifest.json"
 STATE = "run.json"
@@ -210,12 +211,7 @@ class RunDir:
             RecipeError: the folder holds results and `overwrite` is false, or it cannot be written.
         """
         run = cls(Path(path))
-        try:
-            run.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RecipeError(f"output_dir: {path} cannot be made: {error.strerror}") from None
-        if not os.access(run.path, os.W_OK):
-            raise RecipeError(f"output_dir: {path} cannot be written")
+        run.make()
         kept = run.results()
         if kept and not overwrite:
             shown = ", ".join(kept[:3]) + (f" and {len(kept) - 3} more" if len(kept) > 3 else "")
@@ -228,9 +224,22 @@ class RunDir:
         run.clear()
         return run
 
+    def make(self) -> None:
+        """Make the folder itself.
+
+        Raises:
+            RecipeError: it cannot be made or written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RecipeError(f"output_dir: {self.path} cannot be made: {error.strerror}") from None
+        if not os.access(self.path, os.W_OK):
+            raise RecipeError(f"output_dir: {self.path} cannot be written")
+
     def clear(self) -> None:
         """Remove what a run wrote here: results, checkpoints, logs. The lock stays, since its holder is at work."""
-        for folder in [*self.checkpoints(), *self.path.glob(".checkpoint-*.tmp")]:
+        for folder in [*self.checkpoints(), *self.path.glob(".checkpoint-*"), *self.path.glob(".result.*")]:
             shutil.rmtree(folder)
         shards = [*self.path.glob("model-*-of-*.safetensors"), *(self.path / name for name in RESULTS)]
         logs = (self.log_path, self.data_report_path, self.plot_path, self.state_path, self.manifest_path)
@@ -259,9 +268,11 @@ class RunDir:
 
     def write_state(self, **changes: Any) -> None:
         """Merge `changes` into run.json; every write is also a heartbeat."""
-        raw = _read_object(self.state_path) if self.state_path.is_file() else {}
-        raw.update(changes, heartbeat_at=time.time())
-        atomic_write(self.state_path, json.dumps(raw, indent=1, ensure_ascii=False) + "\n", durable="state" in changes)
+        with _STATE_LOCK:
+            raw = _read_object(self.state_path) if self.state_path.is_file() else {}
+            raw.update(changes, heartbeat_at=time.time())
+            text = json.dumps(raw, indent=1, ensure_ascii=False) + "\n"
+            atomic_write(self.state_path, text, durable="state" in changes)
 
     def heartbeat(self) -> None:
         """Say that the process lives."""

@@ -1,4 +1,4 @@
-"""What a stage hands to the trainer: a sum of losses, never a mean, so that the trainer can divide by the right count."""
+"""What a stage hands to the trainer: sums of losses, never means, so that the trainer divides by the right count."""
 
 from __future__ import annotations
 

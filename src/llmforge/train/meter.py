@@ -15,10 +15,21 @@ class Meter:
     supervised: int = 0
     total_tokens: int = 0
     total_supervised: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)
+    last_loss: float = float("nan")  # of the last step, nats
+    last_norm: float | None = None  # gradient norm of the last step, before clipping
     started_at: float = field(default_factory=time.perf_counter)
+    seen_at: float = 0.0  # time.monotonic() of the last sign of progress, 0 before the first
+    longest_s: float = 0.0  # between two such signs
+
+    def touch(self) -> None:
+        """Note that work went on: a step, a batch of an evaluation."""
+        now = time.monotonic()
+        if self.seen_at:
+            self.longest_s = max(self.longest_s, now - self.seen_at)
+        self.seen_at = now
 
     def add(self, tokens: int, supervised: int) -> None:
+        self.touch()
         self.steps += 1
         self.tokens += tokens
         self.supervised += supervised

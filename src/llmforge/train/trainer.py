@@ -1,4 +1,4 @@
-"""ForgeTrainer: transformers' Trainer with one loader item per optimizer step and an exact mean over the global batch."""
+"""ForgeTrainer: transformers' Trainer with one loader item per optimizer step and an exact mean over its tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
@@ -24,6 +24,7 @@ from llmforge.errors import RecipeError, RunError
 from llmforge.model.forward import token_scores
 from llmforge.runs import RunDir
 from llmforge.train.checkpoint import prune, seal
+from llmforge.train.generation import ReplyScores
 from llmforge.train.losses import Stage
 from llmforge.train.meter import Meter
 from llmforge.train.steps import StepPlan, StepShape, step_loader
@@ -42,8 +43,10 @@ class ForgeTrainer(Trainer):
 
     Args:
         eval_sets: rows to evaluate on, by name.
-        extra_scores: called after the losses of an evaluation; returns further metrics without the "eval_" prefix.
+        reply_scores: generates and scores replies after the losses of an evaluation.
         stop: the signal to obey at the end of a step.
+        meter: where the steps are counted.
+        early_stopping: evaluations without a better metric before training ends.
     """
 
     def __init__(
@@ -55,17 +58,21 @@ class ForgeTrainer(Trainer):
         stage: Stage,
         run: RunDir,
         stop: StopSignal,
+        meter: Meter,
         eval_sets: dict[str, EncodedSet],
         compute_accuracy: bool = False,
-        extra_scores: Callable[[], dict[str, float]] | None = None,
+        reply_scores: ReplyScores | None = None,
         loraplus: dict[str, float] | None = None,
         nan_policy: str = "stop",
+        early_stopping: int | None = None,
+        say: Callable[[str], None] = print,
         callbacks: list[Any] | None = None,
     ):
         self.plan, self.stage, self.run, self.stop = plan, stage, run, stop
-        self.compute_accuracy, self.extra_scores = compute_accuracy, extra_scores
+        self.compute_accuracy, self.reply_scores = compute_accuracy, reply_scores
         self.loraplus, self.nan_policy = loraplus, nan_policy
-        self.meter = Meter()
+        self.early_stopping, self.say = early_stopping, say
+        self.meter = meter
         self.stop_agreed = False
         super().__init__(
             model=model, args=args, train_dataset=plan, eval_dataset=eval_sets or None, callbacks=callbacks
@@ -114,6 +121,7 @@ class ForgeTrainer(Trainer):
                     self._check_finite("loss", mean)
                 self.accelerator.backward(loss * scale, **self._backward_options())
         self.meter.add(int(tokens), int(count))
+        self.meter.last_loss = mean
         return torch.tensor(mean, device=self.args.device)
 
     def _sync(self, model: nn.Module, last: bool) -> contextlib.AbstractContextManager:
@@ -147,8 +155,9 @@ class ForgeTrainer(Trainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         # Loss scaling of fp16 tries scales that overflow and then leaves the step out; that is no fault.
-        if norm is not None and not self.args.fp16:
-            self._check_finite("gradient norm", float(norm))
+        self.meter.last_norm = None if norm is None else float(norm)
+        if self.meter.last_norm is not None and not self.args.fp16:
+            self._check_finite("gradient norm", self.meter.last_norm)
         return norm
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -183,8 +192,9 @@ class ForgeTrainer(Trainer):
             if len(sets) > 1:
                 metrics.update(self._evaluation_metrics(f"{metric_key_prefix}_{name}", sums))
         metrics.update(self._evaluation_metrics(metric_key_prefix, totals))
-        if self.extra_scores is not None:
-            scores = self.extra_scores()
+        if self.reply_scores is not None:
+            share = self.args.process_index, self.args.world_size
+            scores = self.reply_scores(self.accelerator.unwrap_model(self.model_wrapped), gather_object, *share)
             metrics.update({f"{metric_key_prefix}_{name}": value for name, value in scores.items()})
         elapsed = time.perf_counter() - started
         metrics[f"{metric_key_prefix}_runtime"] = round(elapsed, 4)
@@ -210,6 +220,7 @@ class ForgeTrainer(Trainer):
                     sums += torch.stack([losses.double().sum().cpu(), right.sum().cpu(), torch.tensor(len(losses))])
             if self.stop.received and args.world_size == 1 and self.is_in_train:
                 raise EvaluationAbandoned
+            self.meter.touch()
             self.control = self.callback_handler.on_prediction_step(args, self.state, self.control)
         return torch.tensor(self._sum_over_ranks(*sums.tolist()), dtype=torch.float64)
 
@@ -225,11 +236,28 @@ class ForgeTrainer(Trainer):
             self.stop_agreed = True
             self.control.should_evaluate = False
             self.control.should_save = self.control.should_training_stop = True
+        evaluates = self.control.should_evaluate
         try:
             super()._maybe_log_save_evaluate(*args, **options)
+            if evaluates and self.early_stopping:
+                self._stop_early(self.early_stopping)
         except EvaluationAbandoned:
             self.stop_agreed = self.control.should_training_stop = True
             self._save_checkpoint(self.model, None)
+
+    def _stop_early(self, patience: int) -> None:
+        """Count evaluations since the best one in the log history, so that a resumed run counts on."""
+        best = self.state.best_global_step or 0
+        worse = len({e["step"] for e in self.state.log_history if "eval_loss" in e and e["step"] > best})
+        if worse >= patience:
+            self.say(
+                f"early stop: {worse} evaluations without a better {self.args.metric_for_best_model}; best: step {best}"
+            )
+            self.control.should_training_stop = True
+
+    def _load_best_model(self) -> None:
+        if not self.stop_agreed:  # a stopped run is gone on with, not finished
+            super()._load_best_model()
 
     # Checkpoints
 

@@ -1,0 +1,125 @@
+"""In this process, or under torchrun with one rank per device; never several devices in one process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from llmforge.config.schema import Recipe
+from llmforge.errors import ForgeError, RecipeError
+from llmforge.runs import RunDir
+from llmforge.train.stop import SIGNALS, StoppedByUser
+
+
+def launch(words: Sequence[str], recipe: Recipe) -> int:
+    """Train; returns the exit code. `words` are what the ranks read the recipe from again."""
+    if "RANK" in os.environ:  # started by torchrun, ours or the user's own
+        return _here(recipe)
+    ranks = num_ranks(recipe)
+    # DeepSpeed wants a process group also for one rank.
+    return _here(recipe) if ranks == 1 and not recipe.train.deepspeed else _under_torchrun(words, recipe, ranks)
+
+
+def num_ranks(recipe: Recipe) -> int:
+    """Processes to start: as asked, or one per visible GPU.
+
+    Raises:
+        RecipeError: more ranks than GPUs.
+    """
+    import torch
+
+    wanted, on_cpu = recipe.launch.nproc, recipe.model.device == "cpu"
+    cards = 0 if on_cpu else torch.cuda.device_count()
+    if wanted in ("auto", "gpu"):
+        return max(cards, 1)
+    if not str(wanted).isdigit() or int(wanted) < 1:
+        raise RecipeError(f"launch.nproc: got {wanted!r}, expected auto or a number of processes")
+    if cards and int(wanted) > cards:
+        raise RecipeError(f"launch.nproc: {wanted} ranks, but {cards} visible GPUs; lower it or say device: cpu")
+    return int(wanted)
+
+
+def _here(recipe: Recipe) -> int:
+    from llmforge.train.run import run
+
+    try:
+        run(recipe)
+    except StoppedByUser as stopped:
+        return stopped.exit_code
+    except ForgeError as error:
+        rank = int(os.environ.get("RANK", "0"))
+        if rank == 0:
+            raise
+        # Mostly rank 0 meets the same error and tells it; only when this process is left alone it speaks itself.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.sigtimedwait([], 5.0)
+        print(f"forge-cli: rank {rank}: {error}", file=sys.stderr)
+        return error.exit_code
+    finally:
+        _leave_group()
+    return 0
+
+
+def _leave_group() -> None:
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _under_torchrun(words: Sequence[str], recipe: Recipe, ranks: int) -> int:
+    """Start torchrun in a session of its own, pass signals to rank 0, which tells the others, and take its exit code."""
+    import torch
+
+    command = [
+        sys.executable, "-m", "llmforge.train.torchrun", "--nnodes", "1", "--nproc-per-node", str(ranks),
+        "--master-addr", "127.0.0.1", "--master-port", str(recipe.launch.master_port or free_port()),
+        "-m", "llmforge.cli", "train", *words,
+    ]  # fmt: skip
+    environment = dict(os.environ)
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
+    if recipe.model.device == "cpu" or not torch.cuda.is_available():
+        environment.setdefault("DS_ACCELERATOR", "cpu")
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    print(f"forge-cli: {ranks} ranks: {' '.join(command[2:])}", file=sys.stderr, flush=True)
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    folder = RunDir(recipe.train.output_dir or ".")
+    signals: list[int] = []
+
+    def forward(number: int, frame: object) -> None:
+        signals.append(number)
+        rank_0 = _rank_0(folder)
+        if len(signals) > 1:
+            os.killpg(process.pid, signal.SIGKILL)
+        elif rank_0:
+            os.kill(rank_0, number)
+        else:
+            process.send_signal(number)
+
+    for number in SIGNALS:
+        signal.signal(number, forward)
+    code = process.wait()
+    if signals and len(signals) > 1:
+        code = 128 + signals[0]
+    if code and folder.state_path.is_file() and folder.read_state().state == "lost":
+        folder.write_state(state="failed", exit_code=code, error=f"a rank died; torchrun ended with {code}")
+    return 128 - code if code < 0 else code
+
+
+def _rank_0(folder: RunDir) -> int | None:
+    """Process id of a live run's rank 0."""
+    if not folder.state_path.is_file():
+        return None
+    state = folder.read_state()
+    return state.pid if state.live else None
+
+
+def free_port() -> int:
+    """A port nobody listens on just now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -1,0 +1,329 @@
+"""One rank's whole training, from a checked recipe to the run folder that holds the result."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments, set_seed
+
+from llmforge.config.load import dump_recipe
+from llmforge.config.names import STAGES
+from llmforge.config.schema import Recipe
+from llmforge.data.build import DataSets, build_data
+from llmforge.errors import ForgeError, RecipeError
+from llmforge.model.forward import check_isolation
+from llmforge.model.loading import LoadedModel, load_model, load_text
+from llmforge.model.sources import resolve_model
+from llmforge.runs import RunDir, atomic_write, fsync_dir
+from llmforge.train.arguments import training_arguments
+from llmforge.train.callbacks import JsonlLog, Pace, ProgressLine, Watch
+from llmforge.train.checkpoint import find_checkpoint
+from llmforge.train.console import clock
+from llmforge.train.generation import ReplyScores
+from llmforge.train.heartbeat import heartbeat
+from llmforge.train.losses import Stage
+from llmforge.train.manifest import data_part, manifest
+from llmforge.train.memory import is_out_of_memory, out_of_memory
+from llmforge.train.meter import Meter
+from llmforge.train.plot import plot_loss
+from llmforge.train.preview import show_labels, trainable_line
+from llmforge.train.report import Report
+from llmforge.train.steps import StepPlan, StepShape
+from llmforge.train.stop import StoppedByUser, StopSignal
+from llmforge.train.trackers import trackers
+from llmforge.train.trainer import ForgeTrainer
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "tokenizer.model", "chat_template.jinja", "generation_config.json",
+)  # fmt: skip
+
+
+def run(recipe: Recipe) -> Path:
+    """Train as the recipe says; return the run folder.
+
+    Raises:
+        RecipeError, RunError: with what to change. run.json then says "failed".
+        StoppedByUser: SIGTERM or SIGINT came; what was saved is named in it.
+    """
+    if recipe.train.output_dir is None:
+        raise RecipeError("output_dir: train needs a folder to write to, for example output_dir: runs/first")
+    rank = int(os.environ.get("RANK", "0"))
+    folder = RunDir(Path(recipe.train.output_dir))
+    report = Report(folder, rank)
+    stop = _stop_signal(report)
+    if rank:
+        return _OneRun(recipe, folder, report, stop).train()
+    folder.make()
+    with folder.lock() as notice:
+        if not recipe.train.resume_from_checkpoint:
+            RunDir.create(folder.path, overwrite=recipe.train.overwrite_output_dir)
+        report.start(stage=recipe.finetune.stage, model=recipe.model.model_name_or_path)
+        if notice:
+            report.say(notice)
+        with _told(report, recipe):
+            atomic_write(folder.recipe_path, dump_recipe(recipe))
+            return _OneRun(recipe, folder, report, stop).train()
+
+
+def _stop_signal(report: Report) -> StopSignal:
+    def first(number: int) -> None:
+        report.state(state="stopping")
+        report.say(f"{signal.Signals(number).name}: finishing this step and saving; a second signal stops at once")
+
+    def second(number: int) -> None:
+        report.state(state="stopped", error="stopped at once by a second signal; the step was not saved")
+
+    stop = StopSignal(first, second)
+    stop.install()
+    return stop
+
+
+@contextlib.contextmanager
+def _told(report: Report, recipe: Recipe) -> Iterator[None]:
+    """Whatever ends the run stands in run.json."""
+    try:
+        yield
+    except StoppedByUser as stopped:
+        report.state(state="stopped", exit_code=stopped.exit_code, saved=stopped.saved)
+        raise
+    except BaseException as error:
+        text = str(error) if isinstance(error, ForgeError) else f"{type(error).__name__}: {error}"
+        code = error.exit_code if isinstance(error, ForgeError) else 1
+        report.state(state="failed", error=text, exit_code=code)
+        raise
+    report.state(state="finished", phase="done", exit_code=0)
+
+
+class _OneRun:
+    """The steps of a training in their order; what one finds, the next ones read from here."""
+
+    def __init__(self, recipe: Recipe, folder: RunDir, report: Report, stop: StopSignal):
+        self.recipe, self.folder, self.report, self.stop = recipe, folder, report, stop
+        self.meter = Meter()
+        self.longest_row = 0
+
+    def train(self) -> Path:
+        beat = heartbeat(self.folder, self.meter, self.report.console) if self.report.main else contextlib.nullcontext()
+        try:
+            with beat:
+                return self._train()
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise out_of_memory(self.recipe, self.report.phase_name, self.longest_row) from None
+            raise
+
+    def _train(self) -> Path:
+        recipe, report = self.recipe, self.report
+        args, notices = training_arguments(recipe)
+        checkpoint = self._checkpoint(args, notices)
+        for notice in notices:
+            report.say(f"note: {notice}")
+        stage: Stage = STAGES.get(recipe.finetune.stage)(recipe)
+
+        with args.main_process_first(desc="data"):  # the others read what rank 0 fetched and encoded
+            model_folder = resolve_model(recipe.model)
+            tokenizer, template = load_text(recipe, model_folder)
+            report.phase("tokenise", f"template {template.name}, {len(tokenizer):,} tokens in the vocabulary")
+            data = build_data(recipe, tokenizer, template)
+        about = manifest(recipe, model_folder, tokenizer, template) | data_part(data.reports, data.hashes)
+        self._describe(data, about, checkpoint)
+
+        report.phase("load", str(model_folder))
+        set_seed(recipe.train.seed)  # new adapter weights are drawn while loading
+        loaded = load_model(recipe, for_training=True)
+        if stage.packs:
+            check_isolation(loaded.model)
+        report.say(trainable_line(loaded.model))
+
+        trainer = self._trainer(args, stage, loaded, data)
+        self._sizes(trainer, data)
+        report.state(state="running", phase="train")
+        self.stop.deferred = True
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        self.stop.deferred = False
+        if trainer.stop_agreed:
+            raise self._stopped(trainer)
+        return self._finish(trainer, loaded)
+
+    def _checkpoint(self, args: TrainingArguments, notices: list[str]) -> Path | None:
+        """Rank 0 looks for the checkpoint; all ranks take its answer."""
+        wanted = self.recipe.train.resume_from_checkpoint
+        answer: list[Any] = [None]
+        if self.report.main and wanted:
+            found, skipped = find_checkpoint(self.folder, wanted)
+            notices += skipped
+            notices.append(f"going on from {found}" if found else "no whole checkpoint here yet: starting at step 0")
+            answer = [found]
+        if args.world_size > 1:
+            torch.distributed.broadcast_object_list(answer)
+        return answer[0]
+
+    def _describe(self, data: DataSets, about: dict[str, Any], checkpoint: Path | None) -> None:
+        """Manifest, data report, the first row with its labels, and rows that were left out."""
+        if not self.report.main:
+            return
+        if checkpoint:
+            about["resumed_from"] = str(checkpoint)
+        atomic_write(self.folder.manifest_path, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+        reports = [part.as_dict() for part in data.reports]
+        atomic_write(self.folder.data_report_path, json.dumps(reports, indent=1, ensure_ascii=False) + "\n")
+        for part in data.reports:
+            for reason, count in part.reasons().items():
+                self.report.say(f"data: {part.name}: {count} rows left out: {reason}")
+
+    def _trainer(self, args: TrainingArguments, stage: Stage, loaded: LoadedModel, data: DataSets) -> ForgeTrainer:
+        recipe, train, report = self.recipe, self.recipe.train, self.report
+        self.longest_row = int(data.train.lengths.max())
+        if report.main:
+            row = show_labels(loaded.tokenizer, data.train[0], report.console.terminal)
+            report.say(f"first row, trained tokens {'in green' if report.console.terminal else 'in ⟦⟧'}:\n{row}")
+        shape = StepShape(
+            train.per_device_train_batch_size, train.gradient_accumulation_steps, args.world_size, args.process_index
+        )
+        pad_id = loaded.tokenizer.pad_id
+        plan = StepPlan(
+            data.train,
+            shape,
+            seed=train.seed if train.data_seed is None else train.data_seed,
+            pad_id=0 if pad_id is None else pad_id,
+            pack_to=recipe.data.cutoff_len if stage.packs else None,
+            group_by_length=train.group_by_length,
+            drop_last=args.dataloader_drop_last,
+        )
+        pace = Pace()
+        callbacks = [
+            JsonlLog(self.folder, pace),
+            ProgressLine(self.folder, report.console, pace, self.meter),
+            Watch(self.folder, report.console, self.meter),
+            *(trackers(train.report_to, report.say) if report.main else []),
+        ]
+        finetune = recipe.finetune
+        loraplus = {
+            "lr": train.learning_rate,
+            "loraplus_lr_ratio": finetune.loraplus_lr_ratio,
+            "loraplus_lr_embedding": finetune.loraplus_lr_embedding,
+        }
+        return ForgeTrainer(
+            model=loaded.model,
+            args=args,
+            plan=plan,
+            stage=stage,
+            run=self.folder,
+            stop=self.stop,
+            meter=self.meter,
+            eval_sets=data.evals,
+            compute_accuracy=recipe.eval.compute_accuracy,
+            reply_scores=ReplyScores(recipe, loaded, data.eval_examples) if recipe.eval.predict_with_generate else None,
+            loraplus=loraplus if finetune.loraplus_lr_ratio else None,
+            nan_policy=train.nan_policy,
+            early_stopping=train.early_stopping_steps,
+            say=report.say,
+            callbacks=callbacks,
+        )
+
+    def _sizes(self, trainer: ForgeTrainer, data: DataSets) -> None:
+        """Rows, tokens and steps, said before the first step."""
+        plan, tokens = trainer.plan, int(data.train.lengths.sum())
+        steps = trainer.args.max_steps
+        if steps < 0:
+            steps = math.ceil(trainer.args.num_train_epochs * plan.num_steps)
+        held_out = "".join(f", {len(rows):,} rows of {name} held out" for name, rows in data.evals.items())
+        self.report.say(
+            f"data: {len(plan):,} rows, {tokens:,} tokens, longest {self.longest_row}{held_out}\n"
+            f"train: {steps:,} steps of {plan.shape.rows_per_step} {'sequences' if plan.packed else 'rows'} "
+            f"({plan.num_steps:,} steps an epoch, {plan.shape.num_ranks} ranks)"
+        )
+
+    def _stopped(self, trainer: ForgeTrainer) -> StoppedByUser:
+        number = self.stop.received or signal.SIGTERM
+        name = f"checkpoint-{trainer.state.global_step}"
+        saved = str(self.folder.path / name)
+        if trainer.args.save_only_model:
+            self.report.say(
+                f"stopped: {saved} is saved, without optimizer state (save_only_model), so it cannot be resumed"
+            )
+        else:
+            self.report.say(
+                f"stopped: {saved} is saved. Go on with:\n  forge-cli train {self.folder.path} resume_from_checkpoint=true"
+            )
+        return StoppedByUser(number, saved)
+
+    def _finish(self, trainer: ForgeTrainer, loaded: LoadedModel) -> Path:
+        """Save the result, then train_results.json, whose presence says that everything is there."""
+        report, folder = self.report, self.folder
+        results = {k: v for h in trainer.state.log_history for k, v in h.items() if k.startswith(("train_", "total_"))}
+        if self.recipe.train.do_eval and trainer.eval_dataset:
+            report.phase("eval", "held-out rows")
+            results |= trainer.evaluate()
+        report.phase("save", str(folder.path))
+        started = time.monotonic()
+        temporary = folder.path / f".result.{os.environ.get('MASTER_PORT', os.getpid())}.tmp"
+        trainer.save_model(str(temporary))
+        if report.main:
+            check_saved(temporary)
+            for name in TOKENIZER_FILES:
+                if (loaded.tokenizer.folder / name).is_file() and not (temporary / name).exists():
+                    shutil.copyfile(loaded.tokenizer.folder / name, temporary / name)
+            trainer.state.save_to_json(str(temporary / "trainer_state.json"))
+            move_files(temporary, folder.path)
+            if self.recipe.train.plot_loss and folder.log_path.exists() and (notice := plot_loss(folder)):
+                report.say(f"note: {notice}")
+            results |= {
+                "epoch": trainer.state.epoch, "steps": trainer.state.global_step,
+                "supervised_tokens": self.meter.total_supervised, "tokens": self.meter.total_tokens,
+            }  # fmt: skip
+            atomic_write(folder.results_path, json.dumps(results, indent=1) + "\n")
+            gone = clock(results.get("train_runtime", 0.0))
+            report.say(
+                f"done: {trainer.state.global_step} steps in {gone}, saved in {time.monotonic() - started:.1f} s.\n"
+                f"  forge-cli chat {folder.path}\n  forge-cli predict {folder.path}\n  forge-cli export {folder.path}"
+            )
+        trainer.accelerator.wait_for_everyone()
+        return folder.path
+
+
+def check_saved(folder: Path) -> None:
+    """Make sure that what was saved is there and not empty: ZeRO-3 once wrote tensors of no elements.
+
+    Raises:
+        RunError: a tensor without elements, or all weights of an adapter are zero.
+    """
+    from safetensors import safe_open
+
+    from llmforge.errors import RunError
+
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise RunError(f"save: {folder} holds no .safetensors file")
+    anything = False
+    for path in files:
+        with safe_open(path, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - safe_open is not a mapping
+                shape = tensors.get_slice(name).get_shape()
+                if math.prod(shape) == 0:
+                    raise RunError(f"save: {path}: {name} has shape {shape}; the weights were not gathered")
+                anything = anything or bool(tensors.get_tensor(name).any())
+    if not anything:
+        raise RunError(f"save: {folder}: all weights are zero")
+
+
+def move_files(temporary: Path, folder: Path) -> None:
+    """Put the files of a finished save in their places, each in one step, weights last but for the index of shards."""
+    for path in temporary.iterdir():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    for path in sorted(temporary.iterdir(), key=lambda p: (p.suffix == ".safetensors", p.name)):
+        os.replace(path, folder / path.name)
+    temporary.rmdir()
+    fsync_dir(folder)

@@ -1,0 +1,34 @@
+"""`forge-cli train`: train, and generate for the test set afterwards where the recipe says do_predict."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from llmforge.config.load import load_recipe
+from llmforge.errors import RecipeError
+
+
+def main(words: Sequence[str]) -> int:
+    """Train as the words say; returns the exit code."""
+    recipe = load_recipe(words, "train")
+    if int(os.environ.get("RANK", "0")) == 0:
+        for note in recipe.notes:
+            print(f"note: {note}", file=sys.stderr)
+        what = f"{recipe.finetune.stage}, {recipe.finetune.finetuning_type}, {recipe.model.model_name_or_path}"
+        print(f"check: recipe is well-formed ({what}); loading torch", file=sys.stderr, flush=True)
+    if not recipe.train.do_train:
+        raise RecipeError("do_train: false leaves nothing to train; use `forge-cli predict`, `chat` or `export`")
+
+    from llmforge.train.launch import launch
+
+    code = launch(words, recipe)
+    if code or not recipe.train.do_predict or "RANK" in os.environ:
+        return code
+
+    from llmforge.eval.predict import predict
+
+    result = predict(load_recipe([str(recipe.train.output_dir)], "predict"))
+    print(result.path)
+    return 0
