@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 
+from llmforge.data.templates.find import get_template
 from llmforge.data.tokenizer import load_tokenizer
 from llmforge.infer.local.core import LocalCore
 from llmforge.infer.protocol import GenerateRequest, Sampling, TokenIds
@@ -22,13 +23,6 @@ SIZES = {
     "GPT2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256},
     "Gemma2": {**LLAMA, "head_dim": 8, "sliding_window": 6, "tie_word_embeddings": False},
 }
-
-
-class Ends:
-    """The only thing the core asks of a template when prompts are ids."""
-
-    def stop_ids(self, tokenizer):
-        return [tokenizer.eos_id]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +46,7 @@ def model(tokenizer):
 
 @pytest.fixture(scope="module")
 def core(model, tokenizer):
-    return LocalCore(model, tokenizer, Ends())
+    return LocalCore(model, tokenizer, get_template("chatml", tokenizer))
 
 
 PROMPTS = [[9, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120], [7, 8], [44, 45, 46, 47, 48], [5]]
@@ -72,7 +66,7 @@ def theirs(model, ids, **settings):
 @pytest.mark.parametrize("name", SIZES)
 def test_greedy_tokens_are_those_of_transformers_alone_and_in_a_mixed_batch(name, tokenizer):
     model = random_model(name, len(tokenizer))
-    core = LocalCore(model, tokenizer, Ends())
+    core = LocalCore(model, tokenizer, get_template("chatml", tokenizer))
     expected = [theirs(model, ids) for ids in PROMPTS]
     alone = [core.generate_all([ask(ids)])[0][0] for ids in PROMPTS]
     together = [replies[0] for replies in core.generate_all([ask(ids) for ids in PROMPTS])]
@@ -181,7 +175,7 @@ def test_logprobs_are_those_of_the_model_and_come_with_alternatives(core, model)
 
 def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(tokenizer):
     model = random_model("GPT2", len(tokenizer))
-    core = LocalCore(model, tokenizer, Ends())
+    core = LocalCore(model, tokenizer, get_template("chatml", tokenizer))
     ok, long = core.generate_all([ask([5] * 255), ask([5] * 300)])
     assert len(ok[0].token_ids) == 1
     assert ok[0].finish_reason == "length"
@@ -196,7 +190,7 @@ def test_max_length_counts_prompt_and_reply(core):
 
 
 def test_without_a_limit_the_reply_fills_the_context(tokenizer):
-    core = LocalCore(random_model("GPT2", len(tokenizer)), tokenizer, Ends())
+    core = LocalCore(random_model("GPT2", len(tokenizer)), tokenizer, get_template("chatml", tokenizer))
     assert len(core.generate_all([ask([5] * 250, max_new_tokens=None, ignore_eos=True)])[0][0].token_ids) == 6
 
 
@@ -243,7 +237,7 @@ def test_a_constraint_is_refused_by_name(core):
 def test_a_model_in_training_is_left_as_it_was(model, tokenizer):
     model.train()
     try:
-        LocalCore(model, tokenizer, Ends()).generate_all([ask([5])])
+        LocalCore(model, tokenizer, get_template("chatml", tokenizer)).generate_all([ask([5])])
         assert all(module.training for module in model.modules())
         assert torch.is_grad_enabled()
     finally:
@@ -264,7 +258,9 @@ def test_requests_run_on_the_adapter_they_name(tokenizer, tmp_path):
     for name, adapter in (("a", "first"), ("b", "second")):
         model.set_adapter(adapter)
         expected[name] = theirs(model, PROMPTS[0])
-    core = LocalCore(model, tokenizer, Ends(), served={"base": "", "a": "first", "b": "second"})
+    core = LocalCore(
+        model, tokenizer, get_template("chatml", tokenizer), served={"base": "", "a": "first", "b": "second"}
+    )
     names = ["a", "base", "b", "a"]
     replies = core.generate_all([GenerateRequest(n, TokenIds(tuple(PROMPTS[0])), ask([5]).sampling) for n in names])
     assert [list(reply.token_ids) for (reply,) in replies] == [expected[name] for name in names]
@@ -277,13 +273,15 @@ def test_nan_logits_end_one_reply_with_an_error(tokenizer):
     model = random_model("Llama", len(tokenizer))
     with torch.no_grad():
         model.model.embed_tokens.weight[77] = float("nan")
-    good, bad = LocalCore(model, tokenizer, Ends()).generate_all([ask(PROMPTS[1]), ask([77, 5])])
+    good, bad = LocalCore(model, tokenizer, get_template("chatml", tokenizer)).generate_all(
+        [ask(PROMPTS[1]), ask([77, 5])]
+    )
     assert bad[0].finish_reason == "error"
     assert "NaN" in bad[0].error
     assert list(good[0].token_ids) == theirs(model, PROMPTS[1])
 
 
 def test_batches_hold_one_adapter_similar_lengths_and_the_budget(model, tokenizer):
-    core = LocalCore(model, tokenizer, Ends(), max_rows=3, token_budget=100)
+    core = LocalCore(model, tokenizer, get_template("chatml", tokenizer), max_rows=3, token_budget=100)
     jobs = [core.prepare(ask([5] * length, max_new_tokens=10)) for length in (40, 3, 39, 4, 5, 6)]
     assert core.plan(jobs) == [[1, 3, 4], [5, 2], [0]]

@@ -15,6 +15,7 @@ from llmforge.errors import RecipeError
 from llmforge.infer.local.forward import CachedForward, base_of, context_length
 from llmforge.infer.local.reply import GrowingReply, Job, Reply
 from llmforge.infer.local.sampler import Sampler
+from llmforge.infer.local.text import ReplyText, StopStrings, TextStream
 from llmforge.infer.protocol import (
     Capabilities,
     Conversation,
@@ -23,14 +24,16 @@ from llmforge.infer.protocol import (
     PromptTooLong,
     RequestError,
     Sampling,
+    TokenIds,
     UnknownModel,
     Usage,
 )
 
 if TYPE_CHECKING:
-    from llmforge.data.templates import Template
+    from llmforge.data.templates.template import Template
     from llmforge.data.tokenizer import Tokenizer
 
+CONTEXT = 8  # last prompt tokens that decide how a continued text begins: a leading space, bytes of one character
 COMPACT_BELOW = 0.75  # share of live rows under which the ended ones leave the cache; dropping costs a copy of it
 
 
@@ -60,6 +63,7 @@ class LocalCore:
         self.served = dict(served) if served is not None else None
         self.max_rows, self.token_budget, self.skip_special = max_rows, token_budget, skip_special
         self.context_length = context_length(model)
+        self.stop_strings = template.stop_strings(tokenizer)
         self.stop_ids = frozenset([*template.stop_ids(tokenizer), *_model_stop_ids(model)])
         self.vocab_size = base_of(model).get_input_embeddings().weight.shape[0]
 
@@ -100,42 +104,36 @@ class LocalCore:
                 f"response format {kind!r} is not supported by the local engine yet", param="response_format"
             )
         check_sampling(request.sampling, self.vocab_size)
-        prompt_ids, prefix_ids = self._encode(request)
-        room = self._room(len(prompt_ids), request.sampling)
+        sampling = request.sampling
+        prompt_ids = self._encode(request.prompt)
         arrived_at = time.monotonic() if arrived_at is None else arrived_at
-        seed = request.sampling.seed
         return Job(
             request,
             prompt_ids,
-            room,
-            frozenset(request.sampling.stop_ids) | (frozenset() if request.sampling.ignore_eos else self.stop_ids),
-            secrets.randbits(63) if seed is None else seed,
-            prefix_ids,
+            self._room(len(prompt_ids), sampling),
+            frozenset(sampling.stop_ids) | (frozenset() if sampling.ignore_eos else self.stop_ids),
+            sampling.stop if sampling.ignore_eos else (*sampling.stop, *self.stop_strings),
+            secrets.randbits(63) if sampling.seed is None else sampling.seed,
             None if self.served is None else self.served[request.model],
             None if request.deadline_s is None else arrived_at + request.deadline_s,
         )
 
-    def _encode(self, request: GenerateRequest) -> tuple[list[int], list[int]]:
-        """Prompt ids, and those at its end that the reply continues as text."""
-        prefix: list[int] = []
-        if isinstance(request.prompt, Conversation):
-            messages = request.prompt.messages
-            if messages and messages[-1].role == "assistant":
-                # A reply is encoded in a call of its own in training too, so its beginning gets the same ids here.
-                prefix = self.tokenizer.ids(messages[-1].content, "control")
-                messages = messages[:-1]
-            encoded = self.template.encode(self.tokenizer, messages, request.prompt.tools, add_generation_prompt=True)
-            prompt = [*encoded.input_ids, *prefix]
+    def _encode(self, prompt: Conversation | TokenIds) -> list[int]:
+        if isinstance(prompt, TokenIds):
+            ids = list(prompt.ids)
         else:
-            prompt = list(request.prompt.ids)
-        if not prompt:
+            try:
+                encoded = self.template.encode(
+                    self.tokenizer, prompt.messages, prompt.tools, add_generation_prompt=True
+                )
+            except RecipeError as error:
+                raise RequestError(str(error), param="messages", code="invalid_messages") from None
+            ids = list(encoded.input_ids)
+        if not ids:
             raise RequestError("the prompt is empty", param="messages")
-        strange = [id for id in prompt if not 0 <= id < self.vocab_size]
-        if strange:
-            raise RequestError(
-                f"the prompt holds ids outside the vocabulary of {self.vocab_size}: {strange[:5]}", param="prompt"
-            )
-        return prompt, prefix
+        if strange := [id for id in ids if not 0 <= id < self.vocab_size]:
+            raise RequestError(f"ids {strange[:5]} are outside the vocabulary of {self.vocab_size}", param="prompt")
+        return ids
 
     def _room(self, num_prompt: int, sampling: Sampling) -> int:
         """Tokens the reply may have: the smallest of what was asked for and what is left."""
@@ -172,7 +170,7 @@ class LocalCore:
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Piece]]:
         """Decode one batch of jobs with one adapter; (position in `jobs`, piece) as they come."""
         replies = [
-            GrowingReply(number, job, index, self.tokenizer, self.skip_special)
+            GrowingReply(number, job, index, self._text(job), self.tokenizer)
             for number, job in enumerate(jobs)
             for index in range(job.num_rows)
         ]
@@ -188,6 +186,20 @@ class LocalCore:
                         usage = Usage(len(jobs[number].prompt_ids), num_tokens[number])
                         piece = dataclasses.replace(piece, usage=usage)
                 yield number, piece
+
+    def _text(self, job: Job) -> ReplyText:
+        prompt = job.request.prompt
+        chat = prompt if isinstance(prompt, Conversation) else None
+        continues = chat is not None and bool(chat.messages) and chat.messages[-1].role == "assistant"
+        # Some tool syntaxes mark calls with control tokens, which the reader of the reply needs.
+        skip_special = self.skip_special and not (chat and chat.tools)
+        return ReplyText(
+            TextStream(
+                self.tokenizer, context=job.prompt_ids[-CONTEXT:] if continues else (), skip_special=skip_special
+            ),
+            StopStrings(job.stop),
+            lead=self.template.lead if chat and not continues else "",
+        )
 
     def _decode(self, replies: list[GrowingReply]) -> Iterator[tuple[GrowingReply, Piece]]:
         """The decoding loop: choose, report, drop what has ended, step."""

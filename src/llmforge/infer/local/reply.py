@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmforge.infer.local.sampler import Choice, Draw
-from llmforge.infer.local.text import StopStrings, TextStream
+from llmforge.infer.local.text import ReplyText
 from llmforge.infer.protocol import FinishReason, GenerateRequest, Piece, TokenLogprob
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ class Job:
     prompt_ids: list[int]
     max_new_tokens: int
     stop_ids: frozenset[int]
+    stop: tuple[str, ...]
     seed: int
-    prefix_ids: list[int] = field(default_factory=list)  # end of the prompt whose text the reply continues
     adapter: str | None = None  # PEFT adapter; "" is the base without any, None the module as it stands
     deadline_at: float | None = None  # time.monotonic()
     cancelled: bool = False
@@ -42,12 +42,10 @@ class Job:
 class GrowingReply:
     """One reply of a job: takes tokens, gives pieces, knows when it has ended."""
 
-    def __init__(self, number: int, job: Job, index: int, tokenizer: Tokenizer, skip_special: bool):
-        self.number, self.job, self.index, self.tokenizer = number, job, index, tokenizer
+    def __init__(self, number: int, job: Job, index: int, text: ReplyText, tokenizer: Tokenizer):
+        self.number, self.job, self.index, self.text, self.tokenizer = number, job, index, text, tokenizer
         self.token_ids: list[int] = []
         self.ended = False
-        self._stream = TextStream(tokenizer, context=job.prefix_ids, skip_special=skip_special)
-        self._stops = StopStrings(job.request.sampling.stop)
         self._pending: list[int] = []  # tokens that no piece has carried yet
         self._logprobs: list[TokenLogprob] = []
 
@@ -73,8 +71,8 @@ class GrowingReply:
             self._logprobs.append(self._as_logprob(choice))
         if choice.token_id in self.job.stop_ids:
             return self._end("stop")
-        text = self._stops.push(self._stream.push(choice.token_id))
-        if self._stops.found:
+        text = self.text.push(choice.token_id)
+        if self.text.stopped:
             return self._end("stop", text)
         if len(self.token_ids) >= self.job.max_new_tokens:
             return self._end("length", text)
@@ -82,10 +80,10 @@ class GrowingReply:
 
     def _end(self, reason: FinishReason, text: str = "", error: str | None = None) -> Piece:
         self.ended = True
-        text += self._stops.push(self._stream.flush())
-        if self._stops.found and reason == "length":
+        text += self.text.flush()
+        if self.text.stopped and reason == "length":
             reason = "stop"
-        return self._piece(text + self._stops.flush(), reason, error)
+        return self._piece(text, reason, error)
 
     def _piece(self, text: str, reason: FinishReason | None = None, error: str | None = None) -> Piece:
         asked = self.job.request.sampling.logprobs is not None

@@ -90,3 +90,33 @@ class StopStrings:
     def _take(self, length: int) -> str:
         text, self.held = self.held[:length], self.held[length:]
         return text
+
+
+class ReplyText:
+    """The text of one reply: decoded, without the space that opens it in some templates, cut at stop strings.
+
+    Args:
+        lead: what the template puts before every reply ("ASSISTANT: Yes" has a space there); left out once.
+    """
+
+    def __init__(self, stream: TextStream, stops: StopStrings, lead: str = ""):
+        self.stream, self.stops = stream, stops
+        self.lead = lead if lead.isspace() else ""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was found."""
+        return self.stops.found
+
+    def push(self, id: int) -> str:
+        """Add a token; return the text that can be given out."""
+        return self.stops.push(self._without_lead(self.stream.push(id)))
+
+    def flush(self) -> str:
+        """The rest."""
+        return self.stops.push(self._without_lead(self.stream.flush())) + self.stops.flush()
+
+    def _without_lead(self, text: str) -> str:
+        if text and self.lead:
+            text, self.lead = text.removeprefix(self.lead), ""
+        return text
