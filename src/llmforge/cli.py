@@ -27,7 +27,7 @@ class Command:
 
 
 COMMANDS: dict[str, Command] = {
-    "train": Command("llmforge.train.command:main", "Train a model.", "forge-cli train recipes/classify_lora.yaml"),
+    "train": Command("llmforge.train_command:main", "Train a model.", "forge-cli train recipes/classify_lora.yaml"),
     "predict": Command(
         "llmforge.eval.command:main", "Generate for a test set and score.", "forge-cli predict runs/classify"
     ),
