@@ -48,6 +48,8 @@ def resolve_dataset(
 ) -> DatasetEntry:
     """The entry behind a registered name, a file or folder path, or an inline entry (a mapping, or its JSON text).
 
+    A bare path is called by its file name without ending; its format is taken from its first rows.
+
     A registered name wins over a path. A path is looked up from the working directory, then in `dataset_dir`.
 
     Raises:
@@ -82,7 +84,7 @@ def _bare(name: str, path: Path) -> DatasetEntry:
         raise RecipeError(
             f"dataset: {name!r}: files of this kind are not read. Known: {', '.join(KINDS)}, and .gz of them"
         )
-    return DatasetEntry(name=name, path=path, inferred=True)
+    return DatasetEntry(name=path.stem or name, path=path, inferred=True)
 
 
 def _inline(text: str) -> dict[str, Any]:
