@@ -34,7 +34,8 @@ def load_recipe(words: Sequence[str], command: str = "train") -> Recipe:
 
     Args:
         words: recipe files, or a run folder, then `key=value` or `--key value`.
-        command: which command asks; it decides which keys must be there. "show" asks for none.
+        command: which command asks; it decides which keys must be there. "show" asks for none, "check" for those of
+            the command that the recipe is meant for.
 
     Raises:
         RecipeError: everything that is wrong with the recipe, with file and line.
@@ -63,6 +64,8 @@ class _Loading:
         self.notes: list[str] = []
         for layer in sources.layers:
             self._merge(layer.given)
+        if command == "check":
+            self.command = _command_of(self.given)
 
     def _merge(self, items: list[Given]) -> None:
         layer = translate(items)
@@ -177,6 +180,15 @@ class _Loading:
             notes=tuple(dict.fromkeys(self.notes)),
             run_dir=self.sources.run_dir,
         )
+
+
+def _command_of(given: dict[str, Given]) -> str:
+    """The command a recipe is meant for, by what it says; `recipe check` asks."""
+    if "export_dir" in given and "output_dir" not in given:
+        return "export"
+    if given.keys() & {"dataset", "stage", "do_train", "do_predict", "learning_rate"}:
+        return "train"
+    return "predict" if "eval_dataset" in given else "chat"
 
 
 def _stage_notes(given: dict[str, Given], later: list[Given], stage: str, command: str) -> list[str]:

@@ -94,7 +94,7 @@ class DataConfig:
     default_system: str | None = option(None, "System text for rows that have none; overrides the template's.")
     enable_thinking: bool | None = option(
         True,
-        "Thinking models: true trains and asks for reasoning, false forces an empty think block, null leaves rows alone.",
+        "Thinking models: true trains and asks for reasoning, false forces an empty think block, null leaves rows.",
     )
     tool_format: str | None = option(None, "Tool-call syntax, when it differs from the template's own.")
     preprocessing_num_workers: int | None = option(

@@ -10,7 +10,7 @@ from llmforge.config import aliases
 from llmforge.config.given import Given, Problem
 from llmforge.config.keys import NESTED, keys
 from llmforge.config.schema import Origin
-from llmforge.config.training_arguments import HANDED_ON
+from llmforge.config.training_arguments import HANDED_ON, is_secret
 from llmforge.config.values import members
 from llmforge.config.yaml_text import shown
 from llmforge.errors import nearest
@@ -134,12 +134,14 @@ def _set(item: Given, result: Translated, old: str | None = None) -> None:
         result.given[item.key] = Given(item.key, merged(before.value, item.value), item.origin)
     elif before.value != item.value:
         first = before.origin.text.rpartition(", as ")[2] if ", as " in before.origin.text else item.key
-        result.problems.append(
-            Problem(
-                item.origin,
-                f"{old or item.key}: {shown(item.value)} contradicts {first}: {shown(before.value)}; keep one of them",
-            )
-        )
+        says, said = (_unless_secret(item.key, value) for value in (item.value, before.value))
+        message = f"{old or item.key}{says} contradicts {first}{said}; keep one of them"
+        result.problems.append(Problem(item.origin, message))
+
+
+def _unless_secret(key: str, value: Any) -> str:
+    secret = is_secret(key) or (key in keys() and keys()[key].rule.secret)
+    return "" if secret else f": {shown(value)}"
 
 
 def merged(base: dict, over: dict) -> dict:

@@ -1,0 +1,123 @@
+"""`forge-cli recipe`: show, check, explain, schema, new. No torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from llmforge.config.dump import nested, recipe_values, show_recipe
+from llmforge.config.explain import explain
+from llmforge.config.given import refuse
+from llmforge.config.json_schema import recipe_schema
+from llmforge.config.load import load_recipe
+from llmforge.config.starters import STARTERS
+from llmforge.errors import RecipeError, nearest
+
+USAGE = """\
+forge-cli recipe show R [--json]   the resolved recipe with the origin of every value
+forge-cli recipe check R [--json]  everything that can be checked without loading the model
+forge-cli recipe explain KEY       type, default, range, choices, meaning of a key
+forge-cli recipe schema            JSON Schema of a recipe, for editors
+forge-cli recipe new JOB [FILE]    a recipe to begin with; JOB: {jobs}
+
+R is a recipe file, several, or a run folder; key=value after it overrides.
+  $ forge-cli recipe check recipes/classify_lora.yaml learning_rate=1e-4"""
+
+
+def main(words: list[str]) -> int:
+    """Run one subcommand; returns the exit code."""
+    if not words or words[0] in ("--help", "-h") or "--help" in words:
+        print(USAGE.format(jobs=", ".join(STARTERS)))
+        return 0
+    name, rest = words[0], words[1:]
+    if name not in COMMANDS:
+        raise RecipeError(f"recipe: {name!r} is no subcommand.{nearest(name, COMMANDS)} Known: {', '.join(COMMANDS)}")
+    return COMMANDS[name](rest)
+
+
+def show(words: list[str]) -> int:
+    recipe = load_recipe([word for word in words if word != "--json"], "show")
+    _notes(recipe.notes)
+    if "--json" in words:
+        origins = {key: origin.text for key, origin in recipe.origins.items()}
+        print(json.dumps({"recipe": nested(recipe_values(recipe)), "origins": origins}, ensure_ascii=False, indent=2))
+    else:
+        print(show_recipe(recipe), end="")
+    return 0
+
+
+def check(words: list[str]) -> int:
+    recipe = load_recipe([word for word in words if word != "--json"], "check")
+    from llmforge.check import check_recipe  # behind the load, so that a wrong recipe is refused sooner
+
+    result = check_recipe(recipe)
+    files = list(dict.fromkeys(origin.file for origin in recipe.origins.values() if origin.file))
+    if "--json" in words:
+        problems = [f"{p.origin.text}: {p.message}" if p.origin else p.message for p in result.problems]
+        seen = {
+            "notes": recipe.notes,
+            "fine": result.fine,
+            "remarks": result.remarks,
+            "not_checked": result.not_checked,
+        }
+        print(json.dumps(seen | {"problems": problems}, ensure_ascii=False, indent=2))
+        return 2 if problems else 0
+    for mark, lines in (
+        ("note", recipe.notes),
+        ("ok", result.fine),
+        ("look", result.remarks),
+        ("not checked", result.not_checked),
+    ):
+        for line in lines:
+            print(f"{mark}: {line}")
+    if result.problems:
+        raise refuse(files, result.problems)
+    print("the recipe can run")
+    return 0
+
+
+def explain_key(words: list[str]) -> int:
+    if not words:
+        raise RecipeError("recipe explain needs a key: forge-cli recipe explain learning_rate")
+    print("\n\n".join(explain(word) for word in words))
+    return 0
+
+
+def schema(words: list[str]) -> int:
+    print(json.dumps(recipe_schema(), ensure_ascii=False, indent=2))
+    return 0
+
+
+def new(words: list[str]) -> int:
+    if not words:
+        raise RecipeError(f"recipe new needs a job: {', '.join(STARTERS)}")
+    job = words[0]
+    if job not in STARTERS:
+        raise RecipeError(f"recipe new: {job!r} is no job.{nearest(job, STARTERS)} Known: {', '.join(STARTERS)}")
+    text = STARTERS[job]
+    if len(words) == 1:
+        print(text, end="")
+        return 0
+    path = Path(words[1])
+    if path.exists():
+        raise RecipeError(f"{path} exists already; name another file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    print(path)
+    return 0
+
+
+def _notes(notes: tuple[str, ...]) -> None:
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "show": show,
+    "check": check,
+    "explain": explain_key,
+    "schema": schema,
+    "new": new,
+}
