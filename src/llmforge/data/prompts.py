@@ -57,7 +57,7 @@ def build_prompts(recipe: Recipe, tokenizer: Tokenizer, template: Template) -> t
         report = RowReport(f"prompts {name}", rows_in=len(examples))
         for example in examples:
             try:
-                prompts.append(_prompt(len(prompts), example, tokenizer, template))
+                prompts.append(prompt_row(len(prompts), example, tokenizer, template))
             except RecipeError as error:
                 report.reject(example.source, str(error))
         report.rows_out = report.rows_in - len(report.rejected)
@@ -68,7 +68,12 @@ def build_prompts(recipe: Recipe, tokenizer: Tokenizer, template: Template) -> t
     return prompts, rows.reports
 
 
-def _prompt(row: int, example: Example, tokenizer: Tokenizer, template: Template) -> PromptRow:
+def prompt_row(row: int, example: Example, tokenizer: Tokenizer, template: Template) -> PromptRow:
+    """The prompt and reference reply of one example.
+
+    Raises:
+        RecipeError: the template cannot write it.
+    """
     has_reply = example.messages[-1].role == "assistant"
     messages = example.messages[:-1] if has_reply else example.messages
     ids = template.encode(tokenizer, messages, example.tools, add_generation_prompt=True).input_ids
