@@ -51,7 +51,7 @@ def check_adapter(path: Path, folder: Path) -> Path:
         return path  # a pickle cannot be looked into without torch; peft reads it with weights_only
     tensors = read_header(path / WEIGHTS)
     made_for = config.get("base_model_name_or_path") or "another model"
-    base = ((read_manifest(path) or {}).get("base") or {}).get("fingerprint")
+    base = (read_manifest(path) or {}).get("base_fingerprint")
     if base and (here := fingerprint(folder)) and base != here:
         raise RecipeError(f"adapter_name_or_path: {path} was trained on another base ({made_for}) than {folder}")
     if weight_files(folder):

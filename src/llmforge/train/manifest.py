@@ -16,6 +16,7 @@ from llmforge.config.schema import Recipe
 from llmforge.data.example import RowReport
 from llmforge.data.templates.template import Template
 from llmforge.data.tokenizer import Tokenizer
+from llmforge.model.weights import fingerprint
 from llmforge.runs import MANIFEST, read_manifest, sha256_file
 
 SCHEMA = 1
@@ -37,6 +38,7 @@ def manifest(recipe: Recipe, folder: Path, tokenizer: Tokenizer, template: Templ
         "base_model": recipe.model.model_name_or_path,
         "base_folder": str(folder.resolve()),
         "base_files": base_files(folder),
+        "base_fingerprint": fingerprint(folder),
         "tokenizer_hash": tokenizer.vocab_hash,
         "template": template.name,
         "template_hash": template.hash(),
