@@ -1,4 +1,4 @@
-"""Alarms about the course of the training: NaN, an exploding gradient, a loss that stays flat. Plain numbers, no torch."""
+"""Alarms about the course of a training: NaN, an exploding gradient, a flat loss. Plain numbers, no torch."""
 
 from __future__ import annotations
 

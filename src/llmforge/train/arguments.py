@@ -14,12 +14,8 @@ from transformers import TrainingArguments
 from llmforge.config.schema import Recipe
 from llmforge.errors import RecipeError, nearest
 
-# Keys that Forge acts on itself: the step plan accumulates, checkpoints and best model are found by our own rules.
-OURS = (
-    "early_stopping_steps", "group_by_length", "nan_policy", "overwrite_output_dir", "plot_loss", "deepspeed",
-    "gradient_accumulation_steps", "resume_from_checkpoint", "report_to", "gradient_checkpointing", "bf16", "fp16",
-    "ddp_timeout", "do_predict",
-)  # fmt: skip
+# Keys that the class knows too and Forge acts on itself: the step plan accumulates, resuming and trackers are our own.
+OURS = ("gradient_accumulation_steps", "resume_from_checkpoint", "report_to", "gradient_checkpointing", "do_predict")
 # Keys of the class that would undo what Forge promises; each with what to say.
 REFUSED = {
     "auto_find_batch_size": "running out of memory ends with the changes to make instead",
@@ -40,10 +36,9 @@ def training_arguments(recipe: Recipe) -> tuple[TrainingArguments, list[str]]:
     """
     train, notices = recipe.train, []
     use_cpu = recipe.model.device == "cpu" or not torch.cuda.is_available()
-    values: dict[str, Any] = {
-        field.name: getattr(train, field.name) for field in dataclasses.fields(train) if field.name not in OURS
-    }
     known = {field.name for field in dataclasses.fields(TrainingArguments)}
+    names = {field.name for field in dataclasses.fields(train)} & known - set(OURS)
+    values: dict[str, Any] = {name: getattr(train, name) for name in sorted(names)}
     for key, value in recipe.hf.items():
         if key in REFUSED and value:
             raise RecipeError(f"{key}: not available in Forge: {REFUSED[key]}")
@@ -54,7 +49,6 @@ def training_arguments(recipe: Recipe) -> tuple[TrainingArguments, list[str]]:
     values.update(
         gradient_accumulation_steps=1,  # the loader's item is a whole optimizer step
         deepspeed=deepspeed_config(train.deepspeed),
-        ddp_timeout=train.ddp_timeout,
         report_to=[],  # trackers come as guarded callbacks, see train/trackers.py
         disable_tqdm=True,
         logging_nan_inf_filter=False,  # a NaN is an alarm, not something to average away

@@ -12,7 +12,7 @@ PLAIN_EVERY_S = 10.0
 
 
 class Console:
-    """`say` prints a line, `live` redraws the moving line; without a terminal `live` prints a plain line now and then."""
+    """`say` prints a line, `live` redraws the moving line; without a terminal it prints a plain line now and then."""
 
     def __init__(self, out: TextIO | None = None, silent: bool = False):
         self.out, self.silent = out or sys.stderr, silent

@@ -10,6 +10,7 @@ from torch import nn
 
 from llmforge.config.names import CORES
 from llmforge.config.schema import Recipe
+from llmforge.data.prompts import prompt_row
 from llmforge.errors import RecipeError
 from llmforge.infer.protocol import GenerateRequest, Sampling, TokenIds
 from llmforge.metrics.scores import check_metrics, score
@@ -30,13 +31,8 @@ class ReplyScores:
             raise RecipeError("predict_with_generate: plain texts have no reply to generate; it is for stage sft")
         check_metrics(recipe.eval.metrics, recipe.eval)
         self.recipe, self.loaded = recipe, loaded
-        self.rows = [self._row(example) for rows in examples.values() for example in rows]
-
-    def _row(self, example: Example) -> tuple[tuple[int, ...], str]:
-        """(prompt ids, the reply's text) of one row; the prompt is everything before the last assistant turn."""
-        *before, last = example.messages
-        encoded = self.loaded.template.encode(self.loaded.tokenizer, before, example.tools, add_generation_prompt=True)
-        return tuple(encoded.input_ids), last.content
+        everything = [example for rows in examples.values() for example in rows]
+        self.rows = [prompt_row(i, e, loaded.tokenizer, loaded.template) for i, e in enumerate(everything)]
 
     def __call__(
         self, model: nn.Module, gather: Callable[[list[Any]], list[Any]], rank: int, ranks: int
@@ -51,9 +47,9 @@ class ReplyScores:
         training = model.training
         model.eval()
         with torch.no_grad():
-            requests = [GenerateRequest("", TokenIds(self.rows[i][0]), sampling) for i in mine]
+            requests = [GenerateRequest("", TokenIds(tuple(self.rows[i].prompt_ids)), sampling) for i in mine]
             replies = [(i, reply[0].text) for i, reply in zip(mine, core.generate_all(requests), strict=True)]
         model.train(training)
         texts = dict(gather(replies))
-        labels = [label for _, label in self.rows]
+        labels = [row.label for row in self.rows]
         return score(self.recipe.eval.metrics, [texts[i] for i in range(len(labels))], labels, self.recipe.eval).values

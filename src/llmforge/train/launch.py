@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 
 from llmforge.config.schema import Recipe
 from llmforge.errors import ForgeError, RecipeError
@@ -44,6 +44,7 @@ def num_ranks(recipe: Recipe) -> int:
 
 
 def _here(recipe: Recipe) -> int:
+    _tell_deepspeed(recipe, os.environ)
     from llmforge.train.run import run
 
     try:
@@ -64,6 +65,14 @@ def _here(recipe: Recipe) -> int:
     return 0
 
 
+def _tell_deepspeed(recipe: Recipe, environment: MutableMapping[str, str]) -> None:
+    """DeepSpeed asks the environment, while it is imported, which device it works for."""
+    import torch
+
+    if recipe.model.device == "cpu" or not torch.cuda.is_available():
+        environment.setdefault("DS_ACCELERATOR", "cpu")
+
+
 def _leave_group() -> None:
     import torch.distributed as dist
 
@@ -72,9 +81,7 @@ def _leave_group() -> None:
 
 
 def _under_torchrun(words: Sequence[str], recipe: Recipe, ranks: int) -> int:
-    """Start torchrun in a session of its own, pass signals to rank 0, which tells the others, and take its exit code."""
-    import torch
-
+    """Run torchrun in a session of its own; signals go to rank 0, which tells the others. Returns its exit code."""
     command = [
         sys.executable, "-m", "llmforge.train.torchrun", "--nnodes", "1", "--nproc-per-node", str(ranks),
         "--master-addr", "127.0.0.1", "--master-port", str(recipe.launch.master_port or free_port()),
@@ -82,8 +89,8 @@ def _under_torchrun(words: Sequence[str], recipe: Recipe, ranks: int) -> int:
     ]  # fmt: skip
     environment = dict(os.environ)
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
-    if recipe.model.device == "cpu" or not torch.cuda.is_available():
-        environment.setdefault("DS_ACCELERATOR", "cpu")
+    _tell_deepspeed(recipe, environment)
+    if recipe.model.device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
     print(f"forge-cli: {ranks} ranks: {' '.join(command[2:])}", file=sys.stderr, flush=True)
     process = subprocess.Popen(command, env=environment, start_new_session=True)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from itertools import groupby
-from typing import TYPE_CHECKING
+
+from torch import nn
 
 from llmforge.data.example import IGNORE, Encoded
 from llmforge.data.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from torch import nn
+from llmforge.model.adapters import count_parameters
 
 GREEN, GREY, RESET = "\x1b[32m", "\x1b[90m", "\x1b[0m"
 OPEN, CLOSE = "⟦", "⟧"
@@ -45,18 +44,6 @@ def _spans(tokenizer: Tokenizer, marked: list[tuple[int, int, str]], colour: boo
         else:
             parts.append(f"{GREEN}{text}{RESET}" if colour else f"{OPEN}{text}{CLOSE}")
     return "".join(parts)
-
-
-def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """(trainable, all) numbers in the model, also where ZeRO-3 or 4-bit packing hides their shape."""
-    trainable = total = 0
-    for parameter in model.parameters():
-        size = getattr(parameter, "ds_numel", None) or parameter.numel()
-        if type(parameter).__name__ == "Params4bit":
-            size = parameter.quant_state.shape.numel() if parameter.quant_state else 2 * size * parameter.element_size()
-        total += size
-        trainable += size if parameter.requires_grad else 0
-    return trainable, total
 
 
 def trainable_line(model: nn.Module) -> str:

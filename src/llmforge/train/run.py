@@ -9,12 +9,15 @@ import os
 import shutil
 import signal
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import TrainingArguments, set_seed
+from transformers.trainer_utils import IntervalStrategy
 
 from llmforge.config.load import dump_recipe
 from llmforge.config.names import STAGES
@@ -45,7 +48,7 @@ from llmforge.train.trainer import ForgeTrainer
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "tokenizer.model", "chat_template.jinja", "generation_config.json",
+    "merges.txt", "tokenizer.model", "chat_template.jinja",
 )  # fmt: skip
 
 
@@ -58,6 +61,7 @@ def run(recipe: Recipe) -> Path:
     """
     if recipe.train.output_dir is None:
         raise RecipeError("output_dir: train needs a folder to write to, for example output_dir: runs/first")
+    _quieten_libraries()
     rank = int(os.environ.get("RANK", "0"))
     folder = RunDir(Path(recipe.train.output_dir))
     report = Report(folder, rank)
@@ -74,6 +78,13 @@ def run(recipe: Recipe) -> Path:
         with _told(report, recipe):
             atomic_write(folder.recipe_path, dump_recipe(recipe))
             return _OneRun(recipe, folder, report, stop).train()
+
+
+def _quieten_libraries() -> None:
+    """Progress bars and notes of the libraries; ours say the same once."""
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|peft|accelerate")
 
 
 def _stop_signal(report: Report) -> StopSignal:
@@ -146,6 +157,7 @@ class _OneRun:
             check_isolation(loaded.model)
         report.say(trainable_line(loaded.model))
 
+        self._check_evaluation(args, data)
         trainer = self._trainer(args, stage, loaded, data)
         self._sizes(trainer, data)
         report.state(state="running", phase="train")
@@ -176,11 +188,21 @@ class _OneRun:
         if checkpoint:
             about["resumed_from"] = str(checkpoint)
         atomic_write(self.folder.manifest_path, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
-        reports = [part.as_dict() for part in data.reports]
-        atomic_write(self.folder.data_report_path, json.dumps(reports, indent=1, ensure_ascii=False) + "\n")
+        atomic_write(self.folder.data_report_path, json.dumps(data.as_dict(), indent=1, ensure_ascii=False) + "\n")
+        for note in data.notes:
+            self.report.say(f"note: {note}")
         for part in data.reports:
             for reason, count in part.reasons().items():
                 self.report.say(f"data: {part.name}: {count} rows left out: {reason}")
+
+    def _check_evaluation(self, args: TrainingArguments, data: DataSets) -> None:
+        """A set so small that nothing is held out trains without evaluation, unless the result depends on it."""
+        if data.evals or args.eval_strategy == "no":
+            return
+        if args.load_best_model_at_end or self.recipe.train.early_stopping_steps:
+            raise RecipeError("val_size: no row is held out, so there is no best checkpoint to find; give eval_dataset")
+        self.report.say("note: no row is held out, so nothing is evaluated")
+        args.eval_strategy, args.do_eval = IntervalStrategy.NO, False
 
     def _trainer(self, args: TrainingArguments, stage: Stage, loaded: LoadedModel, data: DataSets) -> ForgeTrainer:
         recipe, train, report = self.recipe, self.recipe.train, self.report
@@ -200,6 +222,7 @@ class _OneRun:
             pack_to=recipe.data.cutoff_len if stage.packs else None,
             group_by_length=train.group_by_length,
             drop_last=args.dataloader_drop_last,
+            shuffle=not train.disable_shuffling,
         )
         pace = Pace()
         callbacks = [
@@ -208,12 +231,6 @@ class _OneRun:
             Watch(self.folder, report.console, self.meter),
             *(trackers(train.report_to, report.say) if report.main else []),
         ]
-        finetune = recipe.finetune
-        loraplus = {
-            "lr": train.learning_rate,
-            "loraplus_lr_ratio": finetune.loraplus_lr_ratio,
-            "loraplus_lr_embedding": finetune.loraplus_lr_embedding,
-        }
         return ForgeTrainer(
             model=loaded.model,
             args=args,
@@ -225,7 +242,7 @@ class _OneRun:
             eval_sets=data.evals,
             compute_accuracy=recipe.eval.compute_accuracy,
             reply_scores=ReplyScores(recipe, loaded, data.eval_examples) if recipe.eval.predict_with_generate else None,
-            loraplus=loraplus if finetune.loraplus_lr_ratio else None,
+            loraplus=recipe.finetune if recipe.finetune.loraplus_lr_ratio else None,
             nan_policy=train.nan_policy,
             early_stopping=train.early_stopping_steps,
             say=report.say,
@@ -255,7 +272,8 @@ class _OneRun:
             )
         else:
             self.report.say(
-                f"stopped: {saved} is saved. Go on with:\n  forge-cli train {self.folder.path} resume_from_checkpoint=true"
+                f"stopped: {saved} is saved. Go on with:\n"
+                f"  forge-cli train {self.folder.path} resume_from_checkpoint=true"
             )
         return StoppedByUser(number, saved)
 

@@ -53,7 +53,9 @@ class StepPlan(Dataset):
         pack_to: int | None = None,
         group_by_length: bool = False,
         drop_last: bool = False,
+        shuffle: bool = True,
     ):
+        self.shuffle = shuffle
         self.rows, self.shape, self.seed, self.pad_id = rows, shape, seed, pad_id
         self.packed, self.group_by_length = pack_to is not None, group_by_length
         lengths = rows.lengths.tolist()
@@ -69,7 +71,7 @@ class StepPlan(Dataset):
     def order(self, epoch: int) -> np.ndarray:
         """(units,) the epoch's order of units."""
         draw = np.random.default_rng([self.seed, epoch])
-        order = draw.permutation(len(self.units))
+        order = draw.permutation(len(self.units)) if self.shuffle else np.arange(len(self.units))
         if not self.group_by_length:
             return order
         per_step = self.shape.rows_per_step

@@ -18,9 +18,11 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from llmforge.config.schema import FinetuneConfig
 from llmforge.data.example import EncodedSet
 from llmforge.data.plan import Batch
 from llmforge.errors import RecipeError, RunError
+from llmforge.model.adapters import loraplus_groups
 from llmforge.model.forward import token_scores
 from llmforge.runs import RunDir
 from llmforge.train.checkpoint import prune, seal
@@ -62,7 +64,7 @@ class ForgeTrainer(Trainer):
         eval_sets: dict[str, EncodedSet],
         compute_accuracy: bool = False,
         reply_scores: ReplyScores | None = None,
-        loraplus: dict[str, float] | None = None,
+        loraplus: FinetuneConfig | None = None,
         nan_policy: str = "stop",
         early_stopping: int | None = None,
         say: Callable[[str], None] = print,
@@ -85,7 +87,8 @@ class ForgeTrainer(Trainer):
         return step_loader(self.plan, self.args.dataloader_num_workers)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, None]:
-        return [batches for batches, _ in zip(epoch_iterator, range(num_batches), strict=False)], None
+        # The range comes first: when it ends, zip must not have taken a step that nobody computes.
+        return [batches for _, batches in zip(range(num_batches), epoch_iterator, strict=False)], None
 
     def floating_point_ops(self, inputs: list[Batch]) -> int:
         """6 per parameter and token (forward 2, backward 4), the usual estimate for dense models."""
@@ -161,11 +164,11 @@ class ForgeTrainer(Trainer):
         return norm
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        if self.optimizer is None and self.loraplus:
-            from peft.optimizers import create_loraplus_optimizer
-
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            self.optimizer = create_loraplus_optimizer(self.model, optimizer_class, **self.loraplus, **options)
+        if self.optimizer is None and self.loraplus is not None:
+            args = self.args
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(args, self.model)
+            groups = loraplus_groups(self.model, self.loraplus, args.learning_rate, args.weight_decay)
+            self.optimizer = optimizer_class(groups, **options)
             return self.optimizer
         return super().create_optimizer(model)
 
@@ -297,8 +300,9 @@ class ForgeTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save and output_dir:
-            # A pickle of the arguments: recipe.yaml says the same and runs nothing when it is read.
-            (Path(output_dir) / "training_args.bin").unlink(missing_ok=True)
+            # A pickle of the arguments and an empty model card: recipe.yaml and manifest.json say it, and run nothing.
+            for name in ("training_args.bin", "README.md"):
+                (Path(output_dir) / name).unlink(missing_ok=True)
 
     def _init_training_state(self, *args: Any) -> tuple[int, int]:
         start = super()._init_training_state(*args)
