@@ -101,7 +101,7 @@ def test_texts_come_back_as_they_were(tmp_path):
 def test_a_file_of_llama_factory_can_be_read(tmp_path):
     path = tmp_path / "generated_predictions.jsonl"
     path.write_text(json.dumps({"prompt": "p", "predict": "a", "label": "b"}) + "\n\n", encoding="utf-8")
-    assert list(read_predictions(path)) == [Prediction(1, "p", "a", "b", "")]
+    assert list(read_predictions(path)) == [Prediction(0, "p", "a", "b", "")]
 
 
 @pytest.mark.parametrize(

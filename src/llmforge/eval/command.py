@@ -25,7 +25,7 @@ def main(words: Sequence[str]) -> int:
     as_json = "--json" in words
     recipe = load_recipe([word for word in words if word != "--json"], "predict")
     for note in recipe.notes:
-        print(note, file=sys.stderr)
+        print(f"note: {note}", file=sys.stderr)
     try:
         with terminated_as_interrupt():
             result = predict(recipe)

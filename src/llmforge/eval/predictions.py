@@ -21,7 +21,7 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass
 class Prediction:
-    """One line of generated_predictions.jsonl; `row` counts the rows of all data sets, from 1."""
+    """One line of generated_predictions.jsonl; `row` counts the rows of all data sets, from 0; no label is ""."""
 
     row: int
     prompt: str
@@ -47,10 +47,10 @@ def read_predictions(path: Path) -> Iterator[Prediction]:
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                yield _read_line(line, number, f"{path} line {number}")
+                yield _read_line(line, number - 1, f"{path} line {number}")
 
 
-def _read_line(line: str, number: int, where: str) -> Prediction:
+def _read_line(line: str, row: int, where: str) -> Prediction:
     try:
         value = json.loads(line)
     except ValueError as error:
@@ -60,8 +60,10 @@ def _read_line(line: str, number: int, where: str) -> Prediction:
     for name in ("predict", "label"):
         if not isinstance(value.get(name), str):
             raise RecipeError(f"{where}: {name}: got {value.get(name)!r}, expected text")
-    row, prompt, finish_reason = value.get("row", number), value.get("prompt", ""), value.get("finish_reason", "")
-    return Prediction(row, prompt, value["predict"], value["label"], finish_reason, value.get("scores") or {})
+    prompt, finish_reason, scores = (value.get(name) for name in ("prompt", "finish_reason", "scores"))
+    return Prediction(
+        value.get("row", row), prompt or "", value["predict"], value["label"], finish_reason or "", scores or {}
+    )
 
 
 class PredictionFile:
@@ -133,7 +135,7 @@ class PredictionFile:
         for number, line in enumerate(lines, start=1):
             if number == len(lines) and not line.endswith(b"\n"):
                 return
-            yield _read_line(line.decode("utf-8"), number, f"{self.path} line {number}")
+            yield _read_line(line.decode("utf-8"), number - 1, f"{self.path} line {number}")
 
     def _differences(
         self, settings: Mapping[str, Any], wanted: Mapping[int, tuple[str, str]], done: Mapping[int, Prediction]

@@ -77,6 +77,8 @@ def f1(precision: float, recall: float) -> float:
 def score(names: Sequence[str], predictions: Sequence[str], labels: Sequence[str], options: EvalConfig) -> Scores:
     """All the named metrics over the same rows, joined into one Scores.
 
+    A row whose label is "" has no reference: it is not scored, and a note counts such rows.
+
     Raises:
         RecipeError: an unknown metric, a missing extra, a `label_field` that no reference has, or two metrics that
             give the same name to a value.
@@ -85,17 +87,22 @@ def score(names: Sequence[str], predictions: Sequence[str], labels: Sequence[str
     if len(predictions) != len(labels):
         raise ValueError(f"{len(predictions)} predictions but {len(labels)} labels")
     joined = Scores(per_row=[{} for _ in predictions])
+    scored = [row for row, label in enumerate(labels) if label]
+    if len(scored) < len(labels):
+        left_out = len(labels) - len(scored)
+        joined.notes.append(f"{left_out} of {len(labels)} rows have no reference reply and are not scored")
+    predictions, labels = [predictions[row] for row in scored], [labels[row] for row in scored]
     for name in dict.fromkeys(names):
         scores = METRICS.get(name)(predictions, labels, options)
-        if len(scores.per_row) != len(predictions):
-            raise ValueError(f"metric {name!r} scored {len(scores.per_row)} of {len(predictions)} rows")
+        if len(scores.per_row) != len(scored):
+            raise ValueError(f"metric {name!r} scored {len(scores.per_row)} of {len(scored)} rows")
         if twice := sorted(joined.values.keys() & scores.values.keys()):
             raise RecipeError(f"metrics: {name!r} and an earlier one both report {', '.join(twice)}")
         joined.values.update(scores.values)
         joined.tables.update(scores.tables)
         joined.notes.extend(scores.notes)
-        for row, more in zip(joined.per_row, scores.per_row, strict=True):
-            row.update(more)
+        for row, more in zip(scored, scores.per_row, strict=True):
+            joined.per_row[row].update(more)
     return joined
 
 
