@@ -198,7 +198,7 @@ class LocalCore:
                 self.tokenizer, context=job.prompt_ids[-CONTEXT:] if continues else (), skip_special=skip_special
             ),
             StopStrings(job.stop),
-            lead=self.template.lead if chat and not continues else "",
+            lead="" if continues else self.template.lead,
         )
 
     def _decode(self, replies: list[GrowingReply]) -> Iterator[tuple[GrowingReply, Piece]]:

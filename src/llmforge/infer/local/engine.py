@@ -13,9 +13,8 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from llmforge.config.schema import Recipe
 from llmforge.errors import RecipeError
@@ -128,7 +127,7 @@ class LocalEngine:
         await asyncio.to_thread(self._thread.join)
         self._thread = None
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[Piece]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
         """See Engine. A request whose deadline passes while it waits raises EngineUnavailable."""
         arrived_at = time.monotonic()
         self._admit()
@@ -317,8 +316,3 @@ class LocalEngine:
 def short_name(path: str) -> str:
     """What a model or adapter is called unless the recipe says: the last part of its path or id, without .gguf."""
     return Path(path.rstrip("/")).name.removesuffix(".gguf") or path
-
-
-def served_model(engine: Any) -> str:
-    """The name a request takes when nobody says one: the adapter if there is one, else the base."""
-    return str(engine.models()[0].id)
