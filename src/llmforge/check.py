@@ -183,10 +183,8 @@ def _encode(
         f"{name}: {total / len(lengths):.0f} tokens a row, longest {max(lengths)}, {learned / total:.0%} of them learned"
     )
     if long := sum(length > recipe.data.cutoff_len for length in lengths):
-        how = recipe.data.truncation
-        result.remarks.append(
-            f"{name}: {long} of {len(lengths)} rows exceed cutoff_len {recipe.data.cutoff_len} ({how})"
-        )
+        cut = f"exceed cutoff_len {recipe.data.cutoff_len} ({recipe.data.truncation})"
+        result.remarks.append(f"{name}: {long} of {len(lengths)} rows {cut}")
 
 
 def _rows(example: Example, template: Template, tokenizer: Tokenizer, policy: LabelPolicy) -> Iterator[Encoded]:

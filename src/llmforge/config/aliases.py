@@ -268,4 +268,3 @@ LATER: dict[str, tuple[str, ...]] = {
         " reward_model_quantization_bit reward_model_type reward_model_checkpoint",
     ),
 }
-KNOWN_STAGES = ("pt", "sft", "rm", "dpo", "kto", "ppo", "grpo")

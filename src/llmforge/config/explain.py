@@ -42,7 +42,7 @@ def explain(name: str) -> str:
         return "extends: Recipe files, beside this one, whose keys come first; this file's keys win."
     if name == "plugins":
         return "plugins: Python files that register names: templates, stages, metrics, formats."
-    raise RecipeError(f"{name}: no such key.{nearest_key(name)}")
+    raise RecipeError(f"{name}: no such key{nearest_key(name)}")
 
 
 def _own(key: Key) -> str:

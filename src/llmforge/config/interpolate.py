@@ -8,6 +8,7 @@ from typing import Any
 
 from llmforge.config.given import Given, Problem
 from llmforge.config.keys import keys
+from llmforge.config.translate import nearest_key
 
 REFERENCE = re.compile(r"(?<!\\)\$\{\s*([^{}]*?)\s*\}")
 MAX_CHARACTERS = 100_000  # what all references together may grow to
@@ -47,9 +48,7 @@ def _unfit(item: Given, given: Mapping[str, Given]) -> list[str]:
         if ":" in name:
             messages.append(f"{item.key}: ${{{name}}} calls a resolver; only other keys may be named, as in ${{seed}}")
         elif name not in given and name not in keys() and name.split(".")[0] not in given:
-            from llmforge.errors import nearest
-
-            messages.append(f"{item.key}: ${{{name}}} names no key.{nearest(name, [*given, *keys()])}")
+            messages.append(f"{item.key}: ${{{name}}} names no key{nearest_key(name)}")
     if not messages:
         try:
             if _grown(item.key, given, ()) > MAX_CHARACTERS:

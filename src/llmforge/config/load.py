@@ -20,6 +20,7 @@ from llmforge.config.schema import Origin, Recipe
 from llmforge.config.sources import Sources, read_sources
 from llmforge.config.training_arguments import HANDED_ON, hint_of, is_secret
 from llmforge.config.translate import merged, translate
+from llmforge.config.v1 import from_v1, is_v1
 from llmforge.config.values import check, convert, optional
 from llmforge.config.yaml_text import shown
 from llmforge.errors import ForgeError
@@ -63,7 +64,12 @@ class _Loading:
         self.problems: list[Problem] = list(sources.problems)
         self.notes: list[str] = []
         for layer in sources.layers:
-            self._merge(layer.given)
+            items = layer.given
+            if layer.file and is_v1(items):
+                items, notes, problems = from_v1(items)
+                self.notes += notes
+                self.problems += problems
+            self._merge(items)
         if command == "check":
             self.command = _command_of(self.given)
 
@@ -122,7 +128,7 @@ class _Loading:
                 got = "a value of another kind" if secret else shown(item.value)
                 self._problem(name, f"got {got}, expected {error}")
                 continue
-            if key and (message := check(value, key.rule, hint, key.choices)):
+            if key and (message := check(value, key.rule, hint, key.choices, item.value)):
                 self._problem(name, message)
             elif key:
                 self.values[name] = value

@@ -10,6 +10,7 @@ from typing import Any
 
 from llmforge.config.given import Problem
 from llmforge.config.schema import Origin
+from llmforge.config.yaml_text import shown
 
 
 class View:
@@ -253,4 +254,5 @@ class _Values(dict):
         self.view = view
 
     def __missing__(self, name: str) -> Any:
-        return getattr(self.view, name)
+        value = getattr(self.view, name)
+        return shown(value) if isinstance(value, bool | None) else value

@@ -216,7 +216,7 @@ class EvalConfig:
     """How replies are scored."""
 
     metrics: list[str] = option(
-        ["exact_match", "bleu", "rouge"], "Scores of predict and of evaluation with generation."
+        ["exact_match", "bleu", "rouge"], "Scores of predict and of evaluation with generation.", choices="METRICS"
     )
     label_field: str | None = option(None, "JSON field that holds the label, for accuracy and confusion matrix.")
     predict_with_generate: bool = option(False, "Generate during evaluation and score the text.")

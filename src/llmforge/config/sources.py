@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmforge.config.given import COMMAND_LINE, Given, Problem, at_line
+from llmforge.config.keys import NESTED
 from llmforge.config.yaml_text import YamlProblem, parse_recipe, parse_value, read_text
 from llmforge.errors import RecipeError
 
@@ -129,7 +130,7 @@ def _add_file(sources: Sources, path: Path, parents: tuple[Path, ...], said_at: 
 
 def _add_text(sources: Sources, text: str, name: str, folder: Path, parents: tuple[Path, ...]) -> None:
     try:
-        given, problems = parse_recipe(text, name)
+        given, problems = parse_recipe(text, name, NESTED)
     except YamlProblem as problem:
         sources.problems.append(Problem(at_line(name, problem.line), problem.message))
         return

@@ -95,7 +95,7 @@ def _take(item: Given, result: Translated) -> None:
         if _asks(value):
             result.notes.append(f"{origin.text}: {key}: no effect here; {aliases.NOTED[key]}")
     elif key not in aliases.REFUSED:
-        result.problems.append(Problem(origin, f"{key}: no such key.{nearest_key(key)}"))
+        result.problems.append(Problem(origin, f"{key}: no such key{nearest_key(key)}"))
 
 
 def _rename(item: Given, alias: aliases.Alias, result: Translated) -> None:
@@ -156,7 +156,8 @@ def nearest_key(name: str) -> str:
     """ " Did you mean 'x'?" over everything a recipe may hold; a nested key also by its last word."""
     for group in NESTED:
         if name in {k.field for k in keys().values() if k.group == group}:
-            return f" Did you mean '{group}.{name}'?"
-    return nearest(name, [*keys(), *HANDED_ON, *NESTED, *TOP_LEVEL, "extends"]) or nearest(
+            return f". Did you mean '{group}.{name}'?"
+    close = nearest(name, [*keys(), *HANDED_ON, *NESTED, *TOP_LEVEL, "extends"]) or nearest(
         name, [*aliases.RENAMED, *aliases.LATER, *aliases.NOTED]
     )
+    return "." + close if close else ""

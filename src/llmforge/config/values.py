@@ -43,7 +43,8 @@ def optional(hint: Any) -> bool:
 
 def type_words(hint: Any) -> str:
     """A type in the words of an error: "a whole number or text"."""
-    return " or ".join(NAMES[typing.get_origin(p) or p] for p in members(hint)) if hint is not Any else "a value"
+    words = ["a list of numbers" if p == list[float] else NAMES[typing.get_origin(p) or p] for p in members(hint)]
+    return " or ".join(words)
 
 
 def convert(value: Any, hint: Any, text: str | None = None) -> Any:
@@ -115,16 +116,21 @@ def _as_dict(value: Any) -> dict:
     return value
 
 
-def check(value: Any, rule: Rule, hint: Any, choices: Sequence | None) -> str | None:
-    """What is wrong with a converted value, or None; ranges and choices hold for each item of a list."""
+def check(value: Any, rule: Rule, hint: Any, choices: Sequence | None, given: Any) -> str | None:
+    """What is wrong with a converted value, or None; ranges and choices hold for each item of a list.
+
+    `given` is the value as it was written, for the message.
+    """
     for item in value if isinstance(value, list) else [value]:
         if item is None:
             continue
         if choices is not None and item not in choices:
-            known = ", ".join(str(c) for c in choices)
-            return f"got {shown(item)}, expected one of {known}.{nearest(item, [str(c) for c in choices])}"
+            known = [str(choice) for choice in choices]
+            close = nearest(item, known)
+            return f"got {shown(item)}, expected one of {', '.join(known)}{'.' + close if close else ''}"
         if isinstance(item, (int, float)) and not isinstance(item, bool) and not within(item, rule):
-            return f"got {shown(item)}, expected {type_words(hint)} {range_words(rule)}"
+            got = shown(item if isinstance(value, list) else given)
+            return f"got {got}, expected {type_words(hint)} {range_words(rule)}"
     return None
 
 

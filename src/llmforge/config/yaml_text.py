@@ -7,7 +7,7 @@ OmegaConf reads them: `1e-4` is a number, `1:30`, `010` and dates are not turned
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +71,8 @@ def read_text(path: Path) -> str:
         raise YamlProblem(line, f"byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8") from None
 
 
-def parse_recipe(text: str, file: str) -> tuple[list[Given], list[Problem]]:
-    """The keys of a recipe in their order, nested groups as one value, and what is wrong with the text.
+def parse_recipe(text: str, file: str, groups: Sequence[str] = ()) -> tuple[list[Given], list[Problem]]:
+    """The keys of a recipe in their order, those of nested `groups` as "group.key", and what is wrong with the text.
 
     Raises:
         YamlProblem: the text is no YAML mapping at all.
@@ -95,8 +95,16 @@ def parse_recipe(text: str, file: str) -> tuple[list[Given], list[Problem]]:
         if key in given:
             problems.append(Problem(origin, f"{key}: given twice, first in line {given[key].origin.line}"))
             continue
-        text_ = value_node.value if isinstance(value_node, yaml.ScalarNode) else None
-        given[key] = Given(key, builder.build(value_node), origin, text_)
+        if key in groups and isinstance(value_node, yaml.MappingNode):
+            for inner_key, inner_value in builder.pairs(value_node):
+                name = f"{key}.{inner_key.value}"
+                if name in given:
+                    message = f"{name}: given twice, first in line {given[name].origin.line}"
+                    problems.append(Problem(at_line(file, _line(inner_key)), message))
+                    continue
+                given[name] = builder.given(name, inner_value, at_line(file, _line(inner_key)))
+            continue
+        given[key] = builder.given(key, value_node, origin)
     return list(given.values()), problems + [Problem(at_line(file, line), m) for line, m in builder.duplicates]
 
 
@@ -111,7 +119,7 @@ def parse_value(text: str) -> Any:
 
 def shown(value: Any, limit: int = 60) -> str:
     """A value as an error shows it: on one line and short."""
-    text = repr(value)
+    text = {True: "true", False: "false", None: "null"}[value] if isinstance(value, bool | None) else repr(value)
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
@@ -164,6 +172,9 @@ class _Builder:
                 own.add(key.value)
                 yield key, value
 
+    def given(self, key: str, node: yaml.Node, origin: Origin) -> Given:
+        return Given(key, self.build(node), origin, node.value if isinstance(node, yaml.ScalarNode) else None)
+
     def build(self, node: yaml.Node) -> Any:
         self._visit(node)
         if id(node) in self.open:
@@ -172,7 +183,7 @@ class _Builder:
             return _scalar(node)
         self.open.add(id(node))
         try:
-            if isinstance(node, yaml.SequenceNode):
+            if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
                 return [self.build(item) for item in node.value]
             return self._mapping(node)
         finally:
@@ -223,8 +234,3 @@ def _scalar(node: yaml.ScalarNode) -> Any:
                 .replace(".NAN", "nan")
             )
     raise YamlProblem(_line(node), f"the tag {node.tag} is not allowed in a recipe")
-
-
-def origin_of(problem: YamlProblem, file: str) -> Origin:
-    """Where in `file` the text stops being a recipe."""
-    return at_line(file, problem.line)
