@@ -73,7 +73,7 @@ def add_lora(model: Any, finetune: FinetuneConfig, adapters: list[str]) -> Any:
         raise RecipeError(f"additional_target: {', '.join(both)} is in lora_target too; say it once")
     tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
     embeddings = {"embed_tokens", "wte", "word_embeddings", "lm_head", "embed_in", "embed_out"}
-    config = peft.LoraConfig(
+    settings: dict[str, Any] = dict(
         task_type="CAUSAL_LM",
         r=finetune.lora_rank,
         lora_alpha=finetune.lora_alpha or 2 * finetune.lora_rank,
@@ -86,7 +86,7 @@ def add_lora(model: Any, finetune: FinetuneConfig, adapters: list[str]) -> Any:
         # A trained copy of a tied embedding must stay the output head too.
         ensure_weight_tying=bool(tied and embeddings & {*targets, *finetune.additional_target}),
     )
-    return remember_initial_lora(_wrap(model, config, "lora_init"))
+    return remember_initial_lora(_wrap(model, peft.LoraConfig, settings, "lora_init"))
 
 
 def add_peft(model: Any, finetune: FinetuneConfig, adapters: list[str]) -> Any:
@@ -114,11 +114,8 @@ def add_peft(model: Any, finetune: FinetuneConfig, adapters: list[str]) -> Any:
     if "modules_to_save" in fields and finetune.additional_target:
         check_modules(model, "additional_target", finetune.additional_target)
         arguments.setdefault("modules_to_save", finetune.additional_target)
-    try:
-        config = config_class(task_type="CAUSAL_LM", **arguments)
-    except (TypeError, ValueError, ImportError) as error:
-        raise RecipeError(f"peft_kwargs: {name}: {error}") from None
-    return _wrap(merge_adapters(model, adapters), config, "peft_kwargs")
+    arguments["task_type"] = "CAUSAL_LM"
+    return _wrap(merge_adapters(model, adapters), config_class, arguments, "peft_kwargs")
 
 
 def lora_init(finetune: FinetuneConfig) -> bool | str:
@@ -242,8 +239,9 @@ def _learn_in_fp32(model: nn.Module) -> None:
             parameter.data = parameter.data.float()
 
 
-def _wrap(model: Any, config: Any, key: str) -> Any:
+def _wrap(model: Any, config_class: Any, arguments: dict[str, Any], key: str) -> Any:
     try:
+        config = config_class(**arguments)
         with torch.random.fork_rng(enabled=changes_base(config)):
             if changes_base(config):
                 torch.manual_seed(INIT_SEED)

@@ -16,6 +16,10 @@ from llmforge.errors import RecipeError
 from llmforge.model.cache import Say
 from llmforge.model.weights import INDEX, PICKLED, SINGLE, check_weights, weight_files
 
+KEPT_SETTINGS = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "hidden_act",
+    "initializer_range", "rms_norm_eps", "vocab_size", "bos_token_id", "eos_token_id", "pad_token_id",
+)  # fmt: skip
 BAICHUAN2_VOCABULARY = 125696  # Baichuan-1 has 64000 tokens and a plain head
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "special_tokens_map.json", "generation_config.json")
 
@@ -67,18 +71,8 @@ def refuse_alibi(config: dict[str, Any], folder: Path) -> None:
 
 def llama_config(config: dict[str, Any]) -> dict[str, Any]:
     """config.json of the same model as Llama; position and norm constants are those of modeling_baichuan.py."""
-    kept = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
-    kept += (
-        "hidden_act",
-        "initializer_range",
-        "rms_norm_eps",
-        "vocab_size",
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-    )
     return {
-        **{key: config[key] for key in kept if key in config},
+        **{key: config[key] for key in KEPT_SETTINGS if key in config},
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "num_key_value_heads": config["num_attention_heads"],

@@ -43,7 +43,7 @@ def convert(path: Path, folder: Path, say: Say) -> None:
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, **options)
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(path.parent, **options)
     except Exception as error:
         # The reader raises whatever it stumbles over; for the user it is one fact.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -23,13 +23,13 @@ QKV = {
 SPLIT_NAMES = {"W_pack": ("q_proj", "k_proj", "v_proj")}
 
 
-def linear_layers(model: nn.Module) -> list[str]:
+def linear_layers(model: Any) -> list[str]:
     """Full names of the linear layers inside the model, the output head left out; quantised ones count."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = model.get_output_embeddings()
     return [name for name, module in model.named_modules() if module is not head and _is_linear(module)]
 
 
-def lora_targets(model: nn.Module, wanted: list[str]) -> list[str]:
+def lora_targets(model: Any, wanted: list[str]) -> list[str]:
     """Last names of the layers to adapt, in the model's order.
 
     `wanted` holds last names ("q_proj"), ends of full names ("self_attn.q_proj", kept as they are), `all` or `qkv`.
@@ -86,7 +86,7 @@ def _is_linear(module: Any) -> bool:
 
 
 def _head(model: Any) -> list[str]:
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = model.get_output_embeddings()
     return [name for name, module in model.named_modules() if head is not None and module is head]
 
 

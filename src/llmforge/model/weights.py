@@ -96,7 +96,7 @@ def check_weights(folder: Path) -> dict[str, TensorInfo]:
 def fingerprint(folder: Path) -> str:
     """What tells two bases apart, wherever they lie: sha256 over names, shapes and a sample of every tensor's bytes.
 
-    16 hex digits, empty for weights that are not safetensors. Reads 64 bytes per tensor, so a 7B model takes milliseconds.
+    16 hex digits, empty for weights that are not safetensors; 64 bytes per tensor are read, milliseconds for 7B.
     """
     digest = hashlib.sha256()
     for path in weight_files(folder):
