@@ -149,13 +149,14 @@ def merge_layers(model: Any, dtype: torch.dtype) -> Any:
         return model
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     for layer in layers:
-        base = layer.get_base_layer()
+        base: Any = layer.get_base_layer()
         for parameter in base.parameters():
             parameter.data = parameter.data.float()
         layer.merge(safe_merge=True)
         for parameter in base.parameters():
             parameter.data = parameter.data.to(dtype)
-    return model.base_model.unload()
+    plain: Any = model.base_model
+    return plain.unload()
 
 
 def untie_what_differs(model: Any) -> None:

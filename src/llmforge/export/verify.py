@@ -108,7 +108,8 @@ def verify(
     print(f"prompt ids through the written chat template: equal for {len(prompts)} prompts")
     print(f"logits, merged against base and adapter: max difference {difference:.2e} (weights in {precision})")
     print(
-        f"greedy tokens: equal at {same} of {positions} positions, reply of 16 tokens {'the same' if reply else 'another'}"
+    like = "same" if found[0].reply == expected[0].reply else "another"
+    print(f"greedy tokens: equal at {same} of {positions} positions, {like} reply of {NUM_REPLY_TOKENS} tokens")
     )
     if not difference < (MAX_DIFFERENCE_FP32 if dtype == torch.float32 else float("inf")):
         raise RunError(
@@ -168,8 +169,8 @@ def _compare_ids(prompt: Prompt, tokenizer: Any) -> None:
         (i for i, (a, b) in enumerate(zip(ids, prompt.ids, strict=False)) if a != b), min(len(ids), len(prompt.ids))
     )
     raise RunError(
-        f"export: the written chat template gives other ids than training for {prompt.name}, first at token {at}: "
-        f"{tokenizer.decode(ids[at : at + 5])!r} instead of {tokenizer.decode(prompt.ids[at : at + 5])!r}; nothing is kept"
+        f"export: the written chat template gives other ids than training for {prompt.name}, from token {at}: "
+        f"{tokenizer.decode(ids[at : at + 5])!r} instead of {tokenizer.decode(prompt.ids[at : at + 5])!r}"
     )
 
 

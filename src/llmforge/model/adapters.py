@@ -73,19 +73,19 @@ def add_lora(model: Any, finetune: FinetuneConfig, adapters: list[str]) -> Any:
         raise RecipeError(f"additional_target: {', '.join(both)} is in lora_target too; say it once")
     tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
     embeddings = {"embed_tokens", "wte", "word_embeddings", "lm_head", "embed_in", "embed_out"}
-    settings: dict[str, Any] = dict(
-        task_type="CAUSAL_LM",
-        r=finetune.lora_rank,
-        lora_alpha=finetune.lora_alpha or 2 * finetune.lora_rank,
-        lora_dropout=finetune.lora_dropout,
-        target_modules=targets,
-        modules_to_save=finetune.additional_target or None,
-        use_rslora=finetune.use_rslora,
-        use_dora=finetune.use_dora,
-        init_lora_weights=lora_init(finetune),
+    settings: dict[str, Any] = {
+        "task_type": "CAUSAL_LM",
+        "r": finetune.lora_rank,
+        "lora_alpha": finetune.lora_alpha or 2 * finetune.lora_rank,
+        "lora_dropout": finetune.lora_dropout,
+        "target_modules": targets,
+        "modules_to_save": finetune.additional_target or None,
+        "use_rslora": finetune.use_rslora,
+        "use_dora": finetune.use_dora,
+        "init_lora_weights": lora_init(finetune),
         # A trained copy of a tied embedding must stay the output head too.
-        ensure_weight_tying=bool(tied and embeddings & {*targets, *finetune.additional_target}),
-    )
+        "ensure_weight_tying": bool(tied and embeddings & {*targets, *finetune.additional_target}),
+    }
     return remember_initial_lora(_wrap(model, peft.LoraConfig, settings, "lora_init"))
 
 
@@ -220,10 +220,10 @@ def loraplus_groups(model: nn.Module, finetune: FinetuneConfig, lr: float, weigh
     return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
 
 
-def decoder_layers(model: nn.Module) -> nn.ModuleList:
+def decoder_layers(model: Any) -> nn.ModuleList:
     """The list of the model's transformer layers."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    count = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr, operator]  # nn.Module has no such field
+    count = model.config.get_text_config().num_hidden_layers
     return next(layers for layers in lists if len(layers) == count)
 
 

@@ -17,8 +17,8 @@ from llmforge.model.cache import Say
 from llmforge.model.weights import INDEX, PICKLED, SINGLE, check_weights, weight_files
 
 KEPT_SETTINGS = (
-    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "hidden_act",
-    "initializer_range", "rms_norm_eps", "vocab_size", "bos_token_id", "eos_token_id", "pad_token_id",
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings",
+    "hidden_act", "initializer_range", "rms_norm_eps", "vocab_size", "bos_token_id", "eos_token_id", "pad_token_id",
 )  # fmt: skip
 BAICHUAN2_VOCABULARY = 125696  # Baichuan-1 has 64000 tokens and a plain head
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "special_tokens_map.json", "generation_config.json")

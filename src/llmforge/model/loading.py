@@ -170,9 +170,7 @@ def set_rope_scaling(model_config: Any, recipe: Recipe, say: Any) -> None:
     if isinstance(scaling, str):
         factor = math.ceil(recipe.data.cutoff_len / length)
         if factor <= 1:
-            say(
-                f"rope_scaling: nothing to scale, the model reads {length} tokens, cutoff_len is {recipe.data.cutoff_len}"
-            )
+            say(f"rope_scaling: no need, the model reads {length} tokens, cutoff_len is {recipe.data.cutoff_len}")
             return
         scaling = {"rope_type": scaling, "factor": float(factor)}
         if scaling["rope_type"] in ("dynamic", "yarn", "llama3"):
