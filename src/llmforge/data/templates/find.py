@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+from llmforge.data.templates.own import own_template
+from llmforge.data.templates.table import GENERAL, QWEN_FAMILY
+from llmforge.data.templates.table_zh import CHINESE
 from llmforge.data.templates.template import Template
 from llmforge.data.templates.tools import get_syntax
+from llmforge.data.templates.yaml_file import read_template
 from llmforge.data.tokenizer import Tokenizer
-from llmforge.errors import RecipeError
 from llmforge.registry import Registry
 
-TEMPLATES = Registry("template", {})
-
-
-def _fill_table() -> None:
-    from llmforge.data.templates.table import TABLE
-
-    for name, template in TABLE.items():
-        TEMPLATES.add(name, template)
-
-
-_fill_table()
+TEMPLATES = Registry("template", {template.name: template for template in (*GENERAL, *QWEN_FAMILY, *CHINESE)})
 
 
 def get_template(
@@ -33,28 +27,24 @@ def get_template(
 ) -> Template:
     """The template called `name`, "auto" for the tokenizer's own, or a YAML file.
 
-    Nothing is shared: every call returns a value of its own, and no call changes the tokenizer.
+    Nothing is shared: every call returns a value of its own, and no call changes the tokenizer. `default_system` "" takes
+    the template's default system text away.
 
     Raises:
         RecipeError: an unknown name (with the nearest), a wrong file, a chat template that cannot be used, or a tokenizer
-            without the template's control tokens.
+            that lacks one of the template's control tokens.
     """
     if name == "auto":
-        from llmforge.data.templates.own import own_template
-
-        template = own_template(tokenizer)
+        template: Template = own_template(tokenizer)
     elif name.endswith((".yaml", ".yml")):
-        from llmforge.data.templates.file import read_template
-
-        template = read_template(name)
+        template = read_template(Path(name))
     else:
         template = TEMPLATES.get(name)
-    changes: dict[str, object] = {"enable_thinking": enable_thinking}
+    template = replace(template, enable_thinking=enable_thinking)
     if default_system is not None:
-        changes["default_system"] = default_system
+        template = replace(template, default_system=default_system or None)
     if tool_format is not None:
-        get_syntax(tool_format)
-        changes["tool_syntax"] = tool_format
-    template = replace(template, **changes)
+        get_syntax(tool_format)  # an unknown name is found here and not at the first row with tools
+        template = replace(template, tool_syntax=tool_format)
     template.check_tokenizer(tokenizer)
     return template

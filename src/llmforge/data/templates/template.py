@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from llmforge.data.example import IGNORE, Encoded, Message
 from llmforge.data.templates.slot import Part, fill
@@ -39,7 +39,7 @@ class Template:
         prompt: a user turn. It ends where the reply's opening starts (`roles["assistant"]`), or holds it.
         suffix: ends a reply and is learned with it.
         separator: stands between a finished reply and the next turn; it never ends a row.
-        default_system: system text of a conversation that brings none; "" for no system turn.
+        default_system: system text of a conversation that brings none; None for no system turn, "" for an empty one.
         system_prefix: the system turn, or with `system_in` what goes before the user's text.
         roles: slots of the other turns: "assistant" opens a reply, "tool" is a turn of tool results with "tool_result"
             for each of them (without "tool", results come as a user turn).
@@ -60,7 +60,7 @@ class Template:
     prompt: str = "{content}"
     separator: str = ""
     suffix: str = "{eos}"
-    default_system: str = ""
+    default_system: str | None = None
     system_prefix: str = "{content}"
     roles: Mapping[str, str] = field(default_factory=dict)
     stop_words: tuple[str, ...] = ()
@@ -126,8 +126,12 @@ class Template:
         return list(dict.fromkeys(i for i in ids if i is not None))
 
     def stop_strings(self, tokenizer: Tokenizer) -> list[str]:
-        """Stop words that are no token of this tokenizer and have to be watched for as text."""
-        return [word for word in self.stop_words if word not in tokenizer.controls]
+        """Stop words, and an end of replies, that are no token of this tokenizer and have to be watched for as text."""
+        words = [
+            *self.stop_words,
+            *([] if "{eos}" in self.suffix or not self.suffix.strip() else [self.suffix.strip()]),
+        ]
+        return [word for word in words if not any(isinstance(p, int) for p in tokenizer.split_marks(word, self.marks))]
 
     def parse_reply(self, text: str) -> Message:
         """Content, reasoning and tool calls of a generated reply.
@@ -196,43 +200,57 @@ def encode_parts(parts: Iterable[Part], tokenizer: Tokenizer, marks: tuple[str, 
     Raises:
         RecipeError: the mark whose label must be eos is to be learned itself.
     """
-    pieces: list[tuple[int | str, bool, bool]] = []  # control id or text between two boundaries, learned, label is eos
-    eos_next = False
+    pieces: list[_Piece] = []
+    ends: bool | None = None  # a reply without an end token stands just before; whether it is learned
     for part in parts:
         for piece in tokenizer.split_marks(part.text, marks) if part.mark else (part.text,):
-            joins = bool(pieces) and isinstance(piece, str) and isinstance(pieces[-1][0], str)
-            if joins and pieces[-1][1] == part.learn and not eos_next:
-                pieces[-1] = (f"{pieces[-1][0]}{piece}", part.learn, pieces[-1][2])
+            last = pieces[-1] if pieces else None
+            if (
+                last
+                and isinstance(piece, str)
+                and isinstance(last.what, str)
+                and last.learn == part.learn
+                and ends is None
+            ):
+                pieces[-1] = last._replace(what=last.what + piece)
             elif piece != "":
-                pieces.append((piece, part.learn, eos_next))
-                eos_next = False
-        eos_next = eos_next or part.ends
+                pieces.append(_Piece(piece, part.learn, bool(ends)))
+                ends = None
+        ends = part.learn if part.ends else ends
     ids: list[int] = []
     labels: list[int] = []
     before: Before = "nothing"
-    for i, (piece, learn, ends) in enumerate(pieces):
-        new = [piece] if isinstance(piece, int) else tokenizer.ids(_stripped(tokenizer, pieces, i), before)
-        if ends and learn:
+    for i, (what, learn, end) in enumerate(pieces):
+        new = [what] if isinstance(what, int) else tokenizer.ids(_stripped(tokenizer, pieces, i), before)
+        if end and learn:
             raise RecipeError(
                 f"template {name!r} learns eos at the next turn's mark, so train_on_prompt cannot be used"
             )
         ids += new
         labels += new if learn else [IGNORE] * len(new)
-        if ends and new and tokenizer.eos_id is not None:
+        if end and new and tokenizer.eos_id is not None:
             labels[-len(new)] = tokenizer.eos_id
-        before = "control" if isinstance(piece, int) else "text"
-    if eos_next and tokenizer.eos_id is not None:
+        before = "control" if isinstance(what, int) else "text"
+    if ends is not None and tokenizer.eos_id is not None:
         ids.append(tokenizer.eos_id)
-        labels.append(tokenizer.eos_id)
+        labels.append(tokenizer.eos_id if ends else IGNORE)
     return Encoded(ids, labels)
 
 
-def _stripped(tokenizer: Tokenizer, pieces: list[tuple[int | str, bool, bool]], i: int) -> str:
+class _Piece(NamedTuple):
+    """A control token's id, or the text between two boundaries; `end`: the label of its first token is eos."""
+
+    what: int | str
+    learn: bool
+    end: bool
+
+
+def _stripped(tokenizer: Tokenizer, pieces: list[_Piece], i: int) -> str:
     """Text number `i` without the white space that the control tokens beside it swallow."""
-    text = str(pieces[i][0])
-    if i and isinstance(before := pieces[i - 1][0], int) and tokenizer.strips(before)[1]:
+    text = str(pieces[i].what)
+    if i and isinstance(before := pieces[i - 1].what, int) and tokenizer.strips(before)[1]:
         text = text.lstrip()
-    if i + 1 < len(pieces) and isinstance(behind := pieces[i + 1][0], int) and tokenizer.strips(behind)[0]:
+    if i + 1 < len(pieces) and isinstance(behind := pieces[i + 1].what, int) and tokenizer.strips(behind)[0]:
         text = text.rstrip()
     return text
 
@@ -255,12 +273,12 @@ class _Writer:
         opening = self.opening(system, tools)
         parts = self.slot(template.prefix)
         carrier = -1
-        if opening and template.system_in == "turn":
+        if opening is not None and template.system_in == "turn":
             learn = system is not None and self.learns_prompt(system)
             parts += self.slot(template.system_prefix, opening, learn)
-        elif opening and users:
+        elif opening is not None and users:
             carrier = users[0] if template.system_in == "first" else users[-1]
-        elif opening:
+        elif opening is not None:
             raise RecipeError(f"template {template.name!r} writes the system text into a user turn, and there is none")
         i = 0
         while i < len(turns):
@@ -269,7 +287,7 @@ class _Writer:
                 parts += self.slot(template.separator)
             if turn.role == "assistant":
                 prefix = generate and i == len(turns) - 1
-                parts += self.reply_opening(turn if prefix else None, self.policy.train_on_prompt)
+                parts += self.reply_opening(self.policy.train_on_prompt)
                 after_query = not users or i > users[-1]
                 learned = not self.policy.mask_history or i == replies[-1]
                 parts += (
@@ -291,12 +309,10 @@ class _Writer:
                     and template.syntax.place == "last_user"
                 ):
                     parts += template.syntax.system(tools)
-                parts += self.user(turn, self.slot(template.system_prefix, opening) if i == carrier else [])
+                parts += self.user(turn, self.slot(template.system_prefix, opening or []) if i == carrier else [])
             i += 1
         if generate and (not turns or turns[-1].role != "assistant"):
-            if turns and turns[-1].role == "assistant":
-                parts += self.slot(template.separator)
-            parts += self.reply_opening(None, False) + self.asking()
+            parts += self.reply_opening(False) + self.asking()
         return parts
 
     def check(self, messages: list[Message]) -> None:
@@ -319,11 +335,11 @@ class _Writer:
     def learns_prompt(self, message: Message) -> bool:
         return self.policy.train_on_prompt if message.train is None else message.train
 
-    def opening(self, system: Message | None, tools: list[Mapping[str, Any]]) -> list[Part]:
-        """System text and tool list, joined as the tool syntax says; [] for neither."""
-        parts = [] if system is None else [self.content(system)._replace(learn=False)]
+    def opening(self, system: Message | None, tools: list[Mapping[str, Any]]) -> list[Part] | None:
+        """System text and tool list, joined as the tool syntax says; None for neither."""
+        parts = None if system is None else [self.content(system)._replace(learn=False)]
         if not tools:
-            return parts if system is not None else []
+            return parts
         syntax = self.template.syntax
         if syntax is None:
             raise RecipeError(
@@ -332,7 +348,7 @@ class _Writer:
         if syntax.place == "last_user":
             return parts
         listed = syntax.system(tools)
-        if system is None:
+        if parts is None:
             return listed
         joint = [Part(syntax.joint, True)] if syntax.joint else []
         return listed + joint + parts if syntax.place == "before" else parts + joint + listed
@@ -353,7 +369,7 @@ class _Writer:
             return [part for turn in turns for part in self.slot(roles["tool"], [self.content(turn)], learn)]
         return [part for turn in turns for part in self.user(turn, [])]
 
-    def reply_opening(self, prefix: Message | None, learn: bool) -> list[Part]:
+    def reply_opening(self, learn: bool) -> list[Part]:
         return self.slot(self.template.roles.get("assistant", ""), learn=learn)
 
     def asking(self) -> list[Part]:
@@ -376,13 +392,8 @@ class _Writer:
         else:
             written = [Part(template.lead, True), self.content(turn, learn)]
         parts += [part._replace(learn=learn) for part in written if part.text]
-        if template.eos_follows and not learn:
-            return parts
-        return (
-            parts
-            + self.slot(template.suffix, learn=learn)
-            + ([Part("", True, learn, True)] if template.eos_follows else [])
-        )
+        parts += self.slot(template.suffix, learn=learn)
+        return [*parts, Part("", True, learn, ends=True)] if template.eos_follows else parts
 
     def think_block(self, turn: Message, after_query: bool, last: bool) -> tuple[list[Part], bool, Message]:
         """The block before a reply, whether reasoning was left out, and the reply without it."""
@@ -414,11 +425,11 @@ class _Writer:
         return [*think, Part(self.template.lead, True), Part(turn.content, False)]
 
 
-def _split_system(messages: list[Message], default: str) -> tuple[Message | None, list[Message]]:
+def _split_system(messages: list[Message], default: str | None) -> tuple[Message | None, list[Message]]:
     """The leading system message (or the default one) and the turns after it."""
     if messages[0].role == "system":
         return messages[0], messages[1:]
-    return (Message("system", default, train=False) if default else None), messages
+    return (None if default is None else Message("system", default, train=False)), messages
 
 
 def _plain(value: Any) -> Any:

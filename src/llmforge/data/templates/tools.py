@@ -28,6 +28,17 @@ def dumps(value: Any, indent: int | None = None) -> str:
     return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
+def literal(text: str) -> str:
+    """A jinja string literal."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+    return f"'{escaped}'"
+
+
+# A tool in OpenAI's wrapping, and its bare schema.
+WRAPPED = "(tool if 'function' in tool else {'type': 'function', 'function': tool})"
+BARE = "(tool['function'] if 'function' in tool else tool)"
+
+
 def function(tool: Mapping[str, Any]) -> Mapping[str, Any]:
     """The bare function schema of a tool, with or without OpenAI's wrapping."""
     inner = tool.get("function", tool)
@@ -43,13 +54,17 @@ class ToolSyntax:
     """One way to write tools.
 
     Attributes:
-        place: tools stand "after" or "before" the system text, with `joint` between, or as a turn before the "last_user".
+        place: tools stand "after" or "before" the system text, with `joint` between, or before the "last_user" turn.
+        jinja_system, jinja_calls: the same two texts as jinja, for exported chat templates. They see `tools`, and
+            `content`, `calls` (of dicts with name, arguments, id) and `lead`.
     """
 
     name: ClassVar[str]
     source: ClassVar[str]
     place: ClassVar[Literal["after", "before", "last_user"]] = "after"
     joint: ClassVar[str] = ""
+    jinja_system: ClassVar[str]
+    jinja_calls: ClassVar[str]
 
     def system(self, tools: Tools) -> list[Part]:
         """The text that tells the model its tools."""
@@ -79,6 +94,17 @@ class QwenSyntax(ToolSyntax):
         '<tool_call></tool_call> XML tags:\n<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
     )
     CALL = re.compile(r"\n?<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
+    jinja_system = (
+        f"{{{{- {literal(BEFORE)} -}}}}"
+        f"{{%- for tool in tools -%}}{{{{- '\\n' ~ ({WRAPPED} | tojson) -}}}}{{%- endfor -%}}"
+        f"{{{{- {literal(AFTER)} -}}}}"
+    )
+    jinja_calls = (
+        "{{- lead ~ content -}}{%- for call in calls -%}"
+        "{{- ('\\n' if content or not loop.first else '') ~ '<tool_call>\\n{\"name\": \"' ~ call.name ~ '\", \"arguments\": ' ~ "
+        "(call.arguments if call.arguments is string else call.arguments | tojson) ~ '}\\n</tool_call>' -}}"
+        "{%- endfor -%}"
+    )
 
     def system(self, tools: Tools) -> list[Part]:
         lines = [part for tool in tools for part in (mark("\n"), given(dumps(wrapped(tool))))]

@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from llmforge.data.example import ToolCall
 from llmforge.data.templates.slot import Part
-from llmforge.data.templates.tools import Tools, ToolSyntax, call_of, dumps, function, given, mark, read_call, wrapped
+from llmforge.data.templates.tools import (
+    BARE,
+    WRAPPED,
+    literal,
+    Tools,
+    ToolSyntax,
+    call_of,
+    dumps,
+    function,
+    given,
+    mark,
+    read_call,
+    wrapped,
+)
 from llmforge.errors import RecipeError
+
+
+# A call's arguments as JSON; OpenAI's clients send them as JSON text already.
+ARGUMENTS = "(call.arguments if call.arguments is string else call.arguments | tojson)"
 
 
 class DefaultSyntax(ToolSyntax):
@@ -24,6 +42,26 @@ class DefaultSyntax(ToolSyntax):
         '(e.g. ```{"input": "hello world", "num_beams": 5}```)\n```\n'
     )
     CALL = re.compile(r"Action:[ \t]*(\S+)\s*Action Input:\s*(.+?)(?=\s*\nAction:|\s*$)", re.DOTALL)
+    jinja_system = (
+        f"{{{{- {literal(BEFORE)} -}}}}{{%- for tool in tools -%}}{{%- set f = {BARE} -%}}"
+        "{{- '> Tool Name: ' ~ f['name'] ~ '\\nTool Description: ' ~ (f['description'] or '') ~ '\\nTool Args:\\n' -}}"
+        "{%- set parameters = f['parameters'] or {} -%}"
+        "{%- for name, value in (parameters['properties'] or {}).items() -%}"
+        "{{- '  - ' ~ name ~ ' (' ~ (value['type'] or '') ~ (', required' if name in (parameters['required'] or []) else '')"
+        " ~ '): ' ~ (value['description'] or '') -}}"
+        "{%- if value['enum'] -%}{{- ', should be one of [' ~ value['enum'] | join(', ') ~ ']' -}}{%- endif -%}"
+        "{%- if value.get('items') -%}{{- ', where each item should be ' ~ (value.get('items')['type'] or '') -}}{%- endif -%}"
+        "{{- '\\n' -}}{%- endfor -%}{{- '\\n' -}}{%- endfor -%}"
+        f"{{{{- {literal(AFTER.split('{names}')[0])} -}}}}"
+        f"{{%- for tool in tools -%}}{{{{- {BARE}['name'] ~ ('' if loop.last else ', ') -}}}}{{%- endfor -%}}"
+        f"{{{{- {literal(AFTER.split('{names}')[1])} -}}}}"
+    )
+    jinja_calls = (
+        "{{- lead ~ content -}}{%- for call in calls -%}"
+        "{{- ('\\n' if content or not loop.first else '') ~ 'Action: ' ~ call.name ~ '\\nAction Input: ' ~ "
+        f"{ARGUMENTS} -}}}}"
+        "{%- endfor -%}"
+    )
 
     def system(self, tools: Tools) -> list[Part]:
         functions = [function(tool) for tool in tools]
@@ -37,7 +75,7 @@ class DefaultSyntax(ToolSyntax):
             mark(after),
         ]
 
-    def describe(self, tool: dict) -> str:
+    def describe(self, tool: Mapping[str, Any]) -> str:
         """One tool in lines for people."""
         parameters = tool.get("parameters") or {}
         lines = []
@@ -78,6 +116,16 @@ class Glm4Syntax(ToolSyntax):
     )
     EACH = "\n在调用上述函数时，请使用 Json 格式表示调用的参数。"
     CALL = re.compile(r"\s*([^\s{}]+)\n(\{.*\})\s*", re.DOTALL)
+    jinja_system = (
+        f"{{{{- {literal(BEFORE)} -}}}}{{%- for tool in tools -%}}{{%- set f = {BARE} -%}}"
+        f"{{{{- '\\n\\n## ' ~ f['name'] ~ '\\n\\n' ~ (f | tojson(indent=4)) ~ {literal(EACH)} -}}}}{{%- endfor -%}}"
+    )
+    jinja_calls = (
+        "{%- if content -%}{{- lead ~ content -}}{%- endif -%}{%- for call in calls -%}"
+        "{{- ('<|assistant|>' if content or not loop.first else '') ~ call.name ~ '\\n' ~ "
+        f"{ARGUMENTS} -}}}}"
+        "{%- endfor -%}"
+    )
 
     def system(self, tools: Tools) -> list[Part]:
         listed = []
@@ -116,6 +164,17 @@ class Llama3Syntax(ToolSyntax):
         'Respond in the format {"name": function name, "parameters": dictionary of argument name and its value}. '
         "Do not use variables.\n\n"
     )
+    jinja_system = (
+        f"{{{{- {literal(BEFORE)} -}}}}"
+        f"{{%- for tool in tools -%}}{{{{- ({WRAPPED} | tojson(indent=4)) ~ '\\n\\n' -}}}}{{%- endfor -%}}"
+    )
+    jinja_calls = (
+        "{%- if content -%}{{- raise_exception('a reply is text or calls, and this one has both') -}}{%- endif -%}"
+        "{{- '[' if calls | length > 1 else '' -}}{%- for call in calls -%}"
+        "{{- ('' if loop.first else ', ') ~ '{\"name\": ' ~ (call.name | tojson) ~ ', \"parameters\": ' ~ "
+        f"{ARGUMENTS} ~ '}}' -}}}}"
+        "{%- endfor -%}{{- ']' if calls | length > 1 else '' -}}"
+    )
 
     def system(self, tools: Tools) -> list[Part]:
         return [mark(self.BEFORE), *(given(dumps(wrapped(tool), indent=4) + "\n\n") for tool in tools)]
@@ -142,6 +201,18 @@ class MistralSyntax(ToolSyntax):
     name = "mistral"
     source = "huggingface.co/mistralai/Mistral-7B-Instruct-v0.3, tokenizer_config.json"
     place = "last_user"
+    jinja_system = (
+        "{{- '[AVAILABLE_TOOLS] [' -}}{%- for tool in tools -%}"
+        f"{{{{- ('' if loop.first else ', ') ~ ({WRAPPED} | tojson) -}}}}"
+        "{%- endfor -%}{{- '][/AVAILABLE_TOOLS]' -}}"
+    )
+    jinja_calls = (
+        "{%- if content -%}{{- raise_exception('a reply is text or calls, and this one has both') -}}{%- endif -%}"
+        "{{- '[TOOL_CALLS] [' -}}{%- for call in calls -%}"
+        "{{- ('' if loop.first else ', ') ~ '{\"name\": ' ~ (call.name | tojson) ~ ', \"arguments\": ' ~ "
+        f"{ARGUMENTS} ~ ((', \"id\": ' ~ (call.id | tojson)) if call.id else '') ~ '}}' -}}}}"
+        "{%- endfor -%}{{- ']' -}}"
+    )
 
     def system(self, tools: Tools) -> list[Part]:
         listed = dumps([wrapped(tool) for tool in tools])
