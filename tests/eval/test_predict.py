@@ -159,9 +159,16 @@ def test_predictions_of_a_run_do_not_touch_its_files(words, tmp_path):
     assert predictions_dir(load_recipe([*words, f"output_dir={run_dir}"], "predict")) == run_dir / "predict"
 
 
-def test_unknown_metrics_stop_before_the_model_is_looked_for(words, tmp_path):
-    with pytest.raises(RecipeError, match=r"'blue' is not known\. Did you mean 'bleu'"):
-        run(words, "metrics=blue", f"model_name_or_path={tmp_path}")
+def test_labels_that_cannot_be_scored_stop_before_anything_is_generated(words, tmp_path):
+    with pytest.raises(RecipeError, match=r"no reference has a field 'lable'\. Did you mean 'label'\?"):
+        run(words, "metrics=label", "label_field=lable")
+    assert not (tmp_path / "out/generated_predictions.jsonl").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(words, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecipeError, match="output_dir: .*file/out cannot be made: Not a directory"):
+        run(words, f"output_dir={tmp_path / 'file/out'}")
 
 
 def test_rows_without_a_reference_reply_are_predicted_and_not_scored(words, tmp_path):

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmforge.config.dump import dump_recipe
-from llmforge.config.schema import GenerateConfig, Recipe
+from llmforge.config.schema import Recipe
 from llmforge.data.example import RowRef
 from llmforge.data.prompts import PromptRow, build_prompts
 from llmforge.errors import RecipeError, RunError
 from llmforge.eval.predictions import Prediction, PredictionFile, read_predictions
 from llmforge.eval.progress import Progress
-from llmforge.infer.protocol import GenerateRequest, Sampling, TokenIds
+from llmforge.infer.defaults import sampling_of
+from llmforge.infer.protocol import GenerateRequest, TokenIds
 from llmforge.metrics.scores import Scores, Table, check_metrics, score
 from llmforge.model.hub import adapter_folder
 from llmforge.model.sources import resolve_model, say
@@ -78,7 +79,10 @@ def predict(recipe: Recipe) -> PredictResult:
     """
     check_metrics(recipe.eval.metrics, recipe.eval)
     folder = predictions_dir(recipe)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecipeError(f"output_dir: {folder} cannot be made: {error.strerror}") from None
     with RunDir(folder).lock() as notice:
         if notice:
             print(notice, file=sys.stderr)
@@ -91,6 +95,7 @@ def _predict_into(target: Path, recipe: Recipe) -> PredictResult:
     folder = resolve_model(recipe.model)
     tokenizer, template = load_text(recipe, folder)
     rows, reports = build_prompts(recipe, tokenizer, template)
+    check_metrics(recipe.eval.metrics, recipe.eval, [row.label for row in rows])
     left_out = [rejected for report in reports for rejected in report.rejected]
     wanted = {row.row: (row.prompt_text, row.label) for row in rows}
     started = time.monotonic()
@@ -132,7 +137,9 @@ def generate(
     )
     texts = [""] * len(rows)
     requests = [
-        GenerateRequest("", TokenIds(tuple(row.prompt_ids)), sampling_of(recipe.generate, recipe.train.seed + row.row))
+        GenerateRequest(
+            "", TokenIds(tuple(row.prompt_ids)), sampling_of(recipe.generate, seed=recipe.train.seed + row.row)
+        )
         for row in rows
     ]
     for number, piece in core.generate(requests):
@@ -142,18 +149,6 @@ def generate(
             yield row, None, piece.error or "generation failed"
         elif piece.finish_reason is not None:
             yield row, Prediction(row.row, row.prompt_text, texts[number], row.label, piece.finish_reason), ""
-
-
-def sampling_of(config: GenerateConfig, seed: int) -> Sampling:
-    """The recipe's way of choosing tokens; without `do_sample` the likeliest."""
-    limits: dict[str, Any] = {
-        "max_new_tokens": config.max_new_tokens,
-        "max_length": config.max_length,
-        "repetition_penalty": config.repetition_penalty,
-    }
-    if not config.do_sample:
-        return Sampling(temperature=0.0, **limits)
-    return Sampling(temperature=config.temperature, top_p=config.top_p, top_k=config.top_k, seed=seed, **limits)
 
 
 def predictions_dir(recipe: Recipe) -> Path:
@@ -171,7 +166,10 @@ def predictions_dir(recipe: Recipe) -> Path:
 
 def settings_of(recipe: Recipe, folder: Path, tokenizer: Tokenizer, template: Template) -> dict[str, Any]:
     """Everything but the rows that predictions depend on, in words that a message about a difference can show."""
-    drawing = sampling_of(recipe.generate, recipe.train.seed)
+    drawing = sampling_of(recipe.generate, seed=recipe.train.seed)
+    used = (
+        ("temperature", "top_p", "top_k", "seed") if drawing.temperature else ("temperature",)
+    )  # greedy needs no more
     adapters = [adapter_folder(recipe.model, name, say) for name in recipe.model.adapter_name_or_path]
     return {
         "model": f"{folder.name} {_folder_identity(folder)}",
@@ -181,8 +179,7 @@ def settings_of(recipe: Recipe, folder: Path, tokenizer: Tokenizer, template: Te
         "infer_dtype": recipe.model.infer_dtype,
         "quantization_bit": recipe.model.quantization_bit,
         "skip_special_tokens": recipe.generate.skip_special_tokens,
-        **{name: getattr(drawing, name) for name in ("max_new_tokens", "max_length", "repetition_penalty")},
-        **{name: getattr(drawing, name) for name in ("temperature", "top_p", "top_k", "seed")},
+        **{name: getattr(drawing, name) for name in ("max_new_tokens", "max_length", "repetition_penalty", *used)},
     }
 
 

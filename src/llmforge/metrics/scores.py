@@ -106,10 +106,10 @@ def score(names: Sequence[str], predictions: Sequence[str], labels: Sequence[str
     return joined
 
 
-def check_metrics(names: Sequence[str], options: EvalConfig) -> None:
-    """Find unknown metrics and missing extras before hours of generation, by scoring no rows.
+def check_metrics(names: Sequence[str], options: EvalConfig, labels: Sequence[str] = ()) -> None:
+    """Find unknown metrics, missing extras and unusable labels before hours of generation, by scoring empty replies.
 
     Raises:
         RecipeError: as `score`.
     """
-    score(names, [], [], options)
+    score(names, [""] * len(labels), labels, options)
