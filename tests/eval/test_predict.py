@@ -167,7 +167,7 @@ def test_labels_that_cannot_be_scored_stop_before_anything_is_generated(words, t
 
 def test_a_folder_that_cannot_be_made_is_named(words, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RecipeError, match="output_dir: .*file/out cannot be made: Not a directory"):
+    with pytest.raises(RecipeError, match=r"output_dir: .*file/out cannot be made: Not a directory"):
         run(words, f"output_dir={tmp_path / 'file/out'}")
 
 
@@ -193,7 +193,7 @@ def test_the_command_prints_scores_as_json_or_as_a_table(words, capsys):
 
 def test_terminated_it_ends_with_143_and_goes_on_later(words, capsys):
     def terminate(predictions, labels, options):
-        if predictions:
+        if any(predictions):  # not yet when only the labels are checked
             os.kill(os.getpid(), signal.SIGTERM)
         return METRICS.get("exact_match")(predictions, labels, options)
 
