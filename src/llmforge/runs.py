@@ -29,6 +29,12 @@ MANIFEST = "manifest.json"
 STATE = "run.json"
 # What a run leaves behind that somebody may want to keep. Everything else of a run is made anew at every start.
 RESULTS = ("train_results.json", "adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
+BESIDE_RESULTS = (
+    "adapter_config.json", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model",
+    "chat_template.jinja", "trainer_state.json", "generated_predictions.jsonl", "predict_results.json",
+    "predict_recipe.yaml",
+)  # fmt: skip
 
 
 def fsync_dir(folder: Path) -> None:
@@ -241,9 +247,9 @@ class RunDir:
         """Remove what a run wrote here: results, checkpoints, logs. The lock stays, since its holder is at work."""
         for folder in [*self.checkpoints(), *self.path.glob(".checkpoint-*"), *self.path.glob(".result.*")]:
             shutil.rmtree(folder)
-        shards = [*self.path.glob("model-*-of-*.safetensors"), *(self.path / name for name in RESULTS)]
+        files = [*self.path.glob("model-*-of-*.safetensors"), *(self.path / name for name in RESULTS + BESIDE_RESULTS)]
         logs = (self.log_path, self.data_report_path, self.plot_path, self.state_path, self.manifest_path)
-        for file in (*shards, *logs, self.recipe_path, self.path / "trainer_state.json", self.predictions_path):
+        for file in (*files, *logs, self.recipe_path):
             file.unlink(missing_ok=True)
 
     def read_state(self) -> RunState:
