@@ -152,7 +152,12 @@ def merge_layers(model: Any, dtype: torch.dtype) -> Any:
         base: Any = layer.get_base_layer()
         for parameter in base.parameters():
             parameter.data = parameter.data.float()
-        layer.merge(safe_merge=True)
+        try:
+            layer.merge(safe_merge=True)
+        except NotImplementedError:
+            raise RecipeError(
+                f"adapter_name_or_path: peft cannot merge {type(layer).__name__} layers; serve the adapter unmerged"
+            ) from None
         for parameter in base.parameters():
             parameter.data = parameter.data.to(dtype)
     plain: Any = model.base_model

@@ -98,8 +98,8 @@ def verify(
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
     for prompt in prompts:
         _compare_ids(prompt, tokenizer)
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
-    found = answers(model, prompts)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    found = answers(model.to(device).eval(), prompts)
     difference = max((a.logits - b.logits).abs().max().item() for a, b in zip(found, expected, strict=True))
     same = sum((a.logits.argmax(-1) == b.logits.argmax(-1)).sum().item() for a, b in zip(found, expected, strict=True))
     positions = sum(len(a.logits) for a in found)

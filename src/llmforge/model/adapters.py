@@ -12,7 +12,7 @@ from typing import Any
 
 import peft
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from llmforge.config.schema import FinetuneConfig
@@ -23,6 +23,7 @@ from llmforge.model.sources import say
 
 ADAPTER = "default"  # peft's name of the only adapter
 INIT_SEED = 0  # the fast SVD of pissa is random; a fixed seed lets it be repeated from the base alone
+UNMERGEABLE = ("XLORA", "POLY")  # these choose between adapters for every token
 
 
 def train_all(model: Any, finetune: FinetuneConfig, adapters: list[str]) -> Any:
@@ -181,8 +182,8 @@ def refuse_unmergeable(path: str | Path) -> None:
     RecipeError: the adapter does not change weights alone, so it cannot be merged.
     """
     kind = peft.PeftConfig.from_pretrained(str(path)).peft_type
-    layer = getattr(peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING.get(kind), "tuner_layer_cls", BaseTunerLayer)
-    if layer.merge is BaseTunerLayer.merge:
+    tuner = peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING.get(kind)
+    if not isinstance(tuner, type) or not issubclass(tuner, BaseTuner) or kind.value in UNMERGEABLE:
         raise RecipeError(
             f"adapter_name_or_path: {path} is of type {kind.value}, which adds tokens or layers beside the weights and "
             "cannot be merged into them; serve it as an adapter"
