@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from llmforge.config import aliases
-from llmforge.config.help import READS, default_words, keys_of
-from llmforge.config.keys import Key, keys
+from llmforge.config.help import default_words
+from llmforge.config.keys import READS, Key, keys, keys_of
 from llmforge.config.training_arguments import HANDED_ON
 from llmforge.config.translate import nearest_key
 from llmforge.config.values import optional, range_words, type_words

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmforge.config.given import Given, Problem
-from llmforge.config.keys import keys
+from llmforge.config.keys import keys, keys_of
 from llmforge.config.paths import DATA_SUFFIXES, find_deepspeed, find_input, looks_local
 from llmforge.config.schema import Origin
 from llmforge.config.yaml_text import shown
@@ -29,14 +29,18 @@ class Found:
 
 
 def find_all(values: dict[str, Any], given: dict[str, Given], command: str) -> Found:
-    """Replace the names of inputs in `values` by the paths where they are."""
+    """Replace the names of inputs in `values` by the paths where they are.
+
+    A file that the command does not read may be missing: a run can be served where its data are not.
+    """
     found = Found()
-    for name, key in keys().items():
-        if key.rule.path == "input" and values.get(name) is not None and name in given:
-            _single(name, values, given[name].origin, found)
-    for name, search in SEARCHES.items():
-        if values.get(name) not in (None, []) and name in given:
-            search(name, values, given[name].origin, found)
+    read = {key.name for group in keys_of(command).values() for key in group}
+    inputs = [name for name, key in keys().items() if key.rule.path == "input"]
+    for name in (*inputs, *SEARCHES):
+        if values.get(name) in (None, [], keys()[name].default) or name not in given:
+            continue
+        mine = found if name in read else Found()
+        SEARCHES.get(name, _single)(name, values, given[name].origin, mine)
     for name, key in keys().items():
         if key.rule.path == "output" and values.get(name):
             values[name] = str(Path(values[name]).expanduser())

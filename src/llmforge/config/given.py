@@ -42,7 +42,7 @@ def refuse(files: Sequence[str], problems: Iterable[Problem]) -> RecipeError:
         dict.fromkeys(problems),
         key=lambda p: (order.get(p.origin.file or "", len(order)), p.origin.line or 0) if p.origin else (-1, 0),
     )
-    main = next((p.origin.file for p in found if p.origin and p.origin.file), files[-1] if files else None)
+    main = files[-1] if files else next((p.origin.file for p in found if p.origin and p.origin.file), None)
     lines = [f"  {_place(p.origin, main)}{p.message}" for p in found]
     return RecipeError("\n".join([f"{main or 'the recipe'} cannot run:", *lines]))
 

@@ -2,41 +2,8 @@
 
 from __future__ import annotations
 
-from llmforge.config.keys import GROUPS, Key, keys
+from llmforge.config.keys import GROUPS, Key, keys_of
 from llmforge.config.values import range_words, type_words
-
-# Groups a command reads; a key with modes of its own is shown where these name it.
-READS: dict[str, tuple[str, ...]] = {
-    "train": ("model", "data", "finetune", "train", "eval", "launch"),
-    "predict": ("model", "data", "generate", "eval", "serve"),
-    "chat": ("model", "data", "generate", "serve"),
-    "api": ("model", "data", "generate", "serve"),
-    "export": ("model", "data", "export"),
-}
-# Of the data keys those that matter without training data.
-DATA_WITHOUT_ROWS = ("template", "default_system", "enable_thinking", "tool_format", "cutoff_len")
-DATA_OF_PREDICT = (
-    *DATA_WITHOUT_ROWS,
-    "dataset",
-    "eval_dataset",
-    "dataset_dir",
-    "max_samples",
-    "truncation",
-    "val_size",
-)
-
-
-def keys_of(command: str) -> dict[str, list[Key]]:
-    """Keys that a command reads, by group."""
-    found: dict[str, list[Key]] = {}
-    for key in keys().values():
-        if key.group not in READS[command] or (key.rule.modes and command not in key.rule.modes):
-            continue
-        data = DATA_OF_PREDICT if command == "predict" else DATA_WITHOUT_ROWS
-        if key.group == "data" and command != "train" and key.name not in data:
-            continue
-        found.setdefault(key.group, []).append(key)
-    return found
 
 
 def command_help(command: str, what: str, example: str) -> str:

@@ -28,6 +28,27 @@ GROUPS: dict[str, type] = {
 NESTED = ("launch",)
 
 
+# Groups a command reads; a key with modes of its own is shown where these name it.
+READS: dict[str, tuple[str, ...]] = {
+    "train": ("model", "data", "finetune", "train", "eval", "launch"),
+    "predict": ("model", "data", "generate", "eval", "serve"),
+    "chat": ("model", "data", "generate", "serve"),
+    "api": ("model", "data", "generate", "serve"),
+    "export": ("model", "data", "export"),
+}
+# Of the data keys those that matter without training data.
+DATA_WITHOUT_ROWS = ("template", "default_system", "enable_thinking", "tool_format", "cutoff_len")
+DATA_OF_PREDICT = (
+    *DATA_WITHOUT_ROWS,
+    "dataset",
+    "eval_dataset",
+    "dataset_dir",
+    "max_samples",
+    "truncation",
+    "val_size",
+)
+
+
 @dataclass(frozen=True)
 class Key:
     """One key of a recipe: `name` as users write it ("launch.nproc" for a nested one), `field` in its group."""
@@ -59,4 +80,20 @@ def keys() -> Mapping[str, Key]:
             name = f"{group}.{item.name}" if group in NESTED else item.name
             default = item.default_factory() if item.default_factory is not dataclasses.MISSING else item.default
             found[name] = Key(name, group, item.name, types[item.name], default, item.metadata["rule"])
+    return found
+
+
+def keys_of(command: str) -> dict[str, list[Key]]:
+    """Keys that a command reads, by group; all for a command that reads no recipe of its own."""
+    found: dict[str, list[Key]] = {}
+    for key in keys().values():
+        if command not in READS:
+            found.setdefault(key.group, []).append(key)
+            continue
+        if key.group not in READS[command] or (key.rule.modes and command not in key.rule.modes):
+            continue
+        data = DATA_OF_PREDICT if command == "predict" else DATA_WITHOUT_ROWS
+        if key.group == "data" and command != "train" and key.name not in data:
+            continue
+        found.setdefault(key.group, []).append(key)
     return found

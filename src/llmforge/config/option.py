@@ -44,4 +44,4 @@ def option(
     rule = Rule(help, above, at_least, below, at_most, choices, path, frozenset(modes), frozenset(stages), secret)
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata={"rule": rule})
-    return dataclasses.field(default=default, metadata={"rule": rule})
+    return dataclasses.field(default=default, repr=not secret, metadata={"rule": rule})

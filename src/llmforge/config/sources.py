@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmforge.config.given import COMMAND_LINE, Given, Problem, at_line
-from llmforge.config.keys import NESTED
+from llmforge.config.keys import NESTED, keys
 from llmforge.config.yaml_text import YamlProblem, parse_recipe, parse_value, read_text
 from llmforge.errors import RecipeError
 
@@ -87,6 +87,8 @@ def _option(word: str, rest: list[str], flags: frozenset[str]) -> Given:
         return _override(name, text)
     if name in flags and (not rest or rest[0].lower() not in ("true", "false", "yes", "no", "on", "off")):
         return _override(name, "true")
+    if name not in keys() and (not rest or rest[0].startswith("--")):
+        return _override(name, "true")  # an unknown flag is reported with everything else
     if not rest or rest[0].startswith("--"):
         raise RecipeError(f"{word} needs a value: {word} VALUE")
     return _override(name, rest.pop(0))

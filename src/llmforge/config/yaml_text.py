@@ -124,19 +124,19 @@ def shown(value: Any, limit: int = 60) -> str:
 
 
 def _compose(text: str) -> yaml.Node | None:
-    for number, row in enumerate(text.split("\n"), 1):
-        indent = row[: len(row) - len(row.lstrip(" \t"))]
-        if "\t" in indent and row.strip():
-            raise YamlProblem(number, "a tab indents this line; YAML wants blanks")
+    if text.lstrip().startswith("{"):  # JSON, where tabs are blanks
+        text = text.replace("\t", " ")
     try:
         return yaml.compose(text, Loader=RecipeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
+        if mark and mark.line < len(rows := text.split("\n")) and re.match(r" *\t", rows[mark.line]):
+            raise YamlProblem(mark.line + 1, "a tab indents this line; YAML wants blanks") from None
         what = " ".join(part for part in (error.problem, error.context) if part)
         raise YamlProblem(mark.line + 1 if mark else 1, f"broken YAML: {what}") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise YamlProblem(line, f"the character U+{ord(str(error.character)[:1]):04X} may not stand in YAML") from None
+        raise YamlProblem(line, f"the character U+{int(error.character):04X} may not stand in YAML") from None
     except RecursionError:
         raise YamlProblem(1, "nested too deeply for a recipe") from None
 
@@ -213,7 +213,9 @@ def _scalar(node: yaml.ScalarNode) -> Any:
     text = node.value
     match node.tag:
         case "tag:yaml.org,2002:str":
-            return text
+            # JSON writes a character beyond U+FFFF as two escapes, which YAML does not join.
+            joined = re.search("[\ud800-\udfff]", text)
+            return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if joined else text
         case t if t == NULL:
             return None
         case t if t == BOOL:
