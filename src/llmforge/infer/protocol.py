@@ -102,6 +102,9 @@ class Piece:
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     error: str | None = None  # the cause, where finish_reason is "error"
+    message: Message | None = (
+        None  # with the last piece, where the conversation has tools: the reply with its calls read
+    )
 
 
 @dataclass(frozen=True)

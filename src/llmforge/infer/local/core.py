@@ -170,7 +170,7 @@ class LocalCore:
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Piece]]:
         """Decode one batch of jobs with one adapter; (position in `jobs`, piece) as they come."""
         replies = [
-            GrowingReply(number, job, index, self._text(job), self.tokenizer)
+            GrowingReply(number, job, index, self._text(job), self.tokenizer, self.template)
             for number, job in enumerate(jobs)
             for index in range(job.num_rows)
         ]
@@ -192,7 +192,7 @@ class LocalCore:
         chat = prompt if isinstance(prompt, Conversation) else None
         continues = chat is not None and bool(chat.messages) and chat.messages[-1].role == "assistant"
         # Some tool syntaxes mark calls with control tokens, which the reader of the reply needs.
-        skip_special = self.skip_special and not (chat and chat.tools)
+        skip_special = self.skip_special and not job.has_tools
         return ReplyText(
             TextStream(
                 self.tokenizer, context=job.prompt_ids[-CONTEXT:] if continues else (), skip_special=skip_special

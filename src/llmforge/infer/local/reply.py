@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from llmforge.infer.local.sampler import Choice, Draw
 from llmforge.infer.local.text import ReplyText
-from llmforge.infer.protocol import FinishReason, GenerateRequest, Piece, TokenLogprob
+from llmforge.infer.protocol import Conversation, FinishReason, GenerateRequest, Piece, TokenLogprob
 
 if TYPE_CHECKING:
+    from llmforge.data.templates.template import Template
     from llmforge.data.tokenizer import Tokenizer
 
 
@@ -34,19 +35,21 @@ class Job:
         return self.request.sampling.n
 
     @property
-    def num_tokens(self) -> int:
-        """Cache places of one reply at its longest."""
-        return len(self.prompt_ids) + self.max_new_tokens
+    def has_tools(self) -> bool:
+        """Whether the reply may call tools."""
+        return isinstance(self.request.prompt, Conversation) and bool(self.request.prompt.tools)
 
 
 class GrowingReply:
     """One reply of a job: takes tokens, gives pieces, knows when it has ended."""
 
-    def __init__(self, number: int, job: Job, index: int, text: ReplyText, tokenizer: Tokenizer):
-        self.number, self.job, self.index, self.text, self.tokenizer = number, job, index, text, tokenizer
+    def __init__(self, number: int, job: Job, index: int, text: ReplyText, tokenizer: Tokenizer, template: Template):
+        self.number, self.job, self.index, self.text = number, job, index, text
+        self.tokenizer, self.template = tokenizer, template
         self.token_ids: list[int] = []
         self.ended = False
         self._pending: list[int] = []  # tokens that no piece has carried yet
+        self._given = ""  # all text of pieces, kept to read tool calls from it
         self._logprobs: list[TokenLogprob] = []
 
     @property
@@ -86,10 +89,13 @@ class GrowingReply:
         return self._piece(text, reason, error)
 
     def _piece(self, text: str, reason: FinishReason | None = None, error: str | None = None) -> Piece:
+        self._given += text
+        message = self.template.parse_reply(self._given) if reason is not None and self.job.has_tools else None
+        if message is not None and message.tool_calls and reason == "stop":
+            reason = "tool_calls"
         asked = self.job.request.sampling.logprobs is not None
-        piece = Piece(
-            self.index, tuple(self._pending), text, tuple(self._logprobs) if asked else None, reason, error=error
-        )
+        logprobs = tuple(self._logprobs) if asked else None
+        piece = Piece(self.index, tuple(self._pending), text, logprobs, reason, error=error, message=message)
         self._pending, self._logprobs = [], []
         return piece
 
