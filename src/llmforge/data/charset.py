@@ -9,7 +9,7 @@ import codecs
 import gzip
 import io
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from llmforge.errors import RecipeError
 
@@ -43,39 +43,29 @@ def detect(path: Path) -> tuple[str, str | None]:
     """
     with open_bytes(path) as file:
         head = file.read(4)
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and not head.startswith(codecs.BOM_UTF32_LE):
-        _decode_all(path, "utf-16")
-        return "utf-16", "written in UTF-16; read as such"
-    try:
-        _decode_all(path, "utf-8-sig")
-    except _Undecodable as error:
-        if not _is_chinese(path, error.offset):
-            raise RecipeError(
-                f"{path}: line {error.line}: not UTF-8 (byte {error.offset}); save the file as UTF-8"
-            ) from None
-    else:
-        return "utf-8-sig", None
-    try:
-        _decode_all(path, "gb18030")
-    except _Undecodable as error:
-        raise RecipeError(
-            f"{path}: line {error.line}: neither UTF-8 nor GB18030 (byte {error.offset}); save the file as UTF-8"
-        ) from None
-    return "gb18030", "not UTF-8; read as GB18030"
+    marked = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and not head.startswith(codecs.BOM_UTF32_LE)
+    first = "utf-16" if marked else "utf-8-sig"
+    bad = _first_bad(path, first)
+    if bad is None:
+        return first, "written in UTF-16; read as such" if marked else None
+    if marked or not _is_chinese(path, bad.offset):
+        name = "UTF-16 throughout, as its first bytes say" if marked else "UTF-8"
+        raise RecipeError(f"{path}: line {bad.line}: not {name} (byte {bad.offset}); save the file as UTF-8")
+    bad = _first_bad(path, "gb18030")
+    if bad is None:
+        return "gb18030", "not UTF-8; read as GB18030"
+    raise RecipeError(f"{path}: line {bad.line}: neither UTF-8 nor GB18030 (byte {bad.offset}); save the file as UTF-8")
 
 
-class _Undecodable(Exception):
-    def __init__(self, line: int, offset: int):
-        self.line, self.offset = line, offset
+class Place(NamedTuple):
+    """A byte of a file, and the line it is in, counted from 1."""
+
+    line: int
+    offset: int
 
 
-def _decode_all(path: Path, encoding: str) -> None:
-    """Decode the whole file in pieces.
-
-    Raises:
-        _Undecodable: with the line and byte offset of the first bad byte.
-        RecipeError: the file cannot be read.
-    """
+def _first_bad(path: Path, encoding: str) -> Place | None:
+    """The first byte that is not text in this encoding, found by decoding the whole file in pieces."""
     decoder = codecs.getincrementaldecoder(encoding)()
     line, done = 1, 0
     with open_bytes(path) as file:
@@ -86,9 +76,9 @@ def _decode_all(path: Path, encoding: str) -> None:
                 decoder.decode(piece, final=not piece)
             except UnicodeDecodeError as error:
                 good = max(error.start - held, 0)
-                raise _Undecodable(line + piece[:good].count(b"\n"), done + good) from None
+                return Place(line + piece[:good].count(b"\n"), done + good)
             if not piece:
-                return
+                return None
             line += piece.count(b"\n")
             done += len(piece)
 

@@ -183,6 +183,7 @@ def _parquet(path: Path, remark: Remark) -> Iterator[tuple[int, Row]]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches():
+                batch.validate(full=True)
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
@@ -203,6 +204,7 @@ def _arrow(path: Path, remark: Remark) -> Iterator[tuple[int, Row]]:
             reader = pyarrow.ipc.open_file(source) if is_file else pyarrow.ipc.open_stream(source)
             batches = (reader.get_batch(i) for i in range(reader.num_record_batches)) if is_file else reader
             for batch in batches:
+                batch.validate(full=True)  # broken offsets would read past the end of memory
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row

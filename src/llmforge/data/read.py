@@ -86,7 +86,8 @@ def _convert(
                 missing[reason.column] = missing.get(reason.column, 0) + 1
                 columns.update(dict.fromkeys(row))
             continue
-        group = None if group_by is None else str(row.get(group_by))
+        value = row.get(group_by) if group_by else None
+        group = None if value is None else str(value)
         examples.append(replace(example, dataset=entry.name, group=group))
         for what in context.fixes:
             report.fix(source, what)
