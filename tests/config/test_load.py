@@ -41,7 +41,8 @@ def test_a_dataset_may_be_described_in_place():
 
 @pytest.mark.parametrize(
     ("line", "value"),
-    [("run_name: 007", "007"), ("run_name: 2024-01-01", "2024-01-01"), ("run_name: 1:30", "1:30"), ("run_name: no", "no"),
+    [("run_name: 007", "007"), ("run_name: 2024-01-01", "2024-01-01"), ("run_name: 1:30", "1:30"),
+     ("run_name: no", "no"),
      ("run_name: 1.10", "1.10"), ("model_revision: 0x1f", "0x1f"), ("default_system: ''", "")],
 )  # fmt: skip
 def test_text_keeps_its_spelling(line, value):
@@ -152,7 +153,8 @@ def test_a_reference_inside_a_mapping():
 
 def test_merge_keys_give_way_to_own_ones():
     recipe = load(
-        "launch: &one {nproc: 1, master_port: 5}\npeft_kwargs:\n  <<: *one\n  nproc: 2\npeft_type: LOHA\nfinetuning_type: peft\n"
+        "launch: &one {nproc: 1, master_port: 5}\npeft_kwargs:\n  <<: *one\n  nproc: 2\n"
+        "finetuning_type: peft\npeft_type: LOHA\n"
     )
     assert recipe.finetune.peft_kwargs == {"nproc": 2, "master_port": 5}
 
@@ -168,7 +170,8 @@ def test_inputs_lie_beside_the_recipe_and_then_in_the_working_directory():
         Path(name).write_text("{}")
     Path("recipes/model/x/y").mkdir(parents=True)
     Path("recipes/r.yaml").write_text(
-        "dataset: rows.jsonl, other.jsonl, named\ntemplate: own.yaml\nmodel_name_or_path: model/x/y\noutput_dir: runs/x\n"
+        "dataset: rows.jsonl, other.jsonl, named\ntemplate: own.yaml\n"
+        "model_name_or_path: model/x/y\noutput_dir: runs/x\n"
     )
     recipe = load_recipe(["recipes/r.yaml"], "show")
     assert recipe.data.dataset == ["recipes/rows.jsonl", "other.jsonl", "named"]
@@ -267,7 +270,8 @@ def test_predict_recipes_of_llama_factory_do_not_train():
 @pytest.mark.parametrize(
     ("command", "missing"),
     [("train", ["model_name_or_path", "output_dir", "dataset"]), ("predict", ["model_name_or_path", "eval_dataset"]),
-     ("chat", ["model_name_or_path"]), ("api", ["model_name_or_path"]), ("export", ["model_name_or_path"]), ("show", [])],
+     ("chat", ["model_name_or_path"]), ("api", ["model_name_or_path"]),
+     ("export", ["model_name_or_path"]), ("show", [])],
 )  # fmt: skip
 def test_each_command_says_what_it_cannot_do_without(command, missing):
     if not missing:

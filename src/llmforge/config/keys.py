@@ -31,7 +31,7 @@ NESTED = ("launch",)
 # Groups a command reads; a key with modes of its own is shown where these name it.
 READS: dict[str, tuple[str, ...]] = {
     "train": ("model", "data", "finetune", "train", "eval", "launch"),
-    "predict": ("model", "data", "generate", "eval", "serve"),
+    "predict": ("model", "data", "generate", "eval", "serve", "train"),
     "chat": ("model", "data", "generate", "serve"),
     "api": ("model", "data", "generate", "serve"),
     "export": ("model", "data", "export"),
@@ -47,6 +47,10 @@ DATA_OF_PREDICT = (
     "truncation",
     "val_size",
 )
+
+
+# Of the training keys those that predict reads.
+TRAIN_OF_PREDICT = ("output_dir", "overwrite_output_dir", "per_device_eval_batch_size", "seed")
 
 
 @dataclass(frozen=True)
@@ -87,13 +91,14 @@ def keys_of(command: str) -> dict[str, list[Key]]:
     """Keys that a command reads, by group; all for a command that reads no recipe of its own."""
     found: dict[str, list[Key]] = {}
     for key in keys().values():
-        if command not in READS:
+        if command not in READS or _reads(command, key):
             found.setdefault(key.group, []).append(key)
-            continue
-        if key.group not in READS[command] or (key.rule.modes and command not in key.rule.modes):
-            continue
-        data = DATA_OF_PREDICT if command == "predict" else DATA_WITHOUT_ROWS
-        if key.group == "data" and command != "train" and key.name not in data:
-            continue
-        found.setdefault(key.group, []).append(key)
     return found
+
+
+def _reads(command: str, key: Key) -> bool:
+    if key.group not in READS[command] or (key.rule.modes and command not in key.rule.modes):
+        return False
+    if key.group == "data" and command != "train":
+        return key.name in (DATA_OF_PREDICT if command == "predict" else DATA_WITHOUT_ROWS)
+    return key.group != "train" or command == "train" or key.name in TRAIN_OF_PREDICT
