@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ def fetch(config: ModelConfig, name: str, say: Say) -> Path:
         return folder
     tried = [f"the folder {Path(name).absolute()}"]
     for source in _sources(config):
-        tried.append(f"local files of {source}" + (f" ({folder}: incomplete)" if folder else ""))
+        cache = (_hf_cache if source == "hf" else _modelscope_cache)(config)
+        tried.append(f"the files of {source} in {cache}" + (" (incomplete)" if folder else ""))
     if config.model_source != "local":
         fetchers = {"hf": _fetch_hf, "modelscope": _fetch_modelscope}
         # "auto" asks ModelScope only where its package is installed.
@@ -91,6 +93,19 @@ def adapter_folder(config: ModelConfig, name: str, say: Say) -> Path:
     return folder / (config.adapter_folder or "")
 
 
+def hub_models(config: ModelConfig) -> Iterator[tuple[str, str, Path]]:
+    """(hub, name, folder) of every model among the local files of the hubs."""
+    for repository in sorted(_hf_cache(config).glob("models--*")):
+        for folder in sorted((repository / "snapshots").glob("*")):
+            if (folder / "config.json").exists():
+                yield "hf", repository.name.removeprefix("models--").replace("--", "/"), folder
+    root = _modelscope_cache(config)
+    for config_file in sorted([*root.glob("*/*/config.json"), *root.glob("models/*/*/config.json")]):
+        folder = config_file.parent
+        if not folder.parent.name.startswith("models--") and folder.parent.name != "snapshots":
+            yield "modelscope", f"{folder.parent.name}/{folder.name.replace('___', '.')}", folder
+
+
 def _sources(config: ModelConfig) -> tuple[str, ...]:
     return (config.model_source,) if config.model_source in ("hf", "modelscope") else ("hf", "modelscope")
 
@@ -127,9 +142,10 @@ def _fetch_hf(config: ModelConfig, name: str, subfolder: str | None) -> Path:
     from huggingface_hub import HfApi, snapshot_download
 
     options: dict[str, Any] = {"token": config.hf_hub_token, "endpoint": config.hub_mirror}
-    files = HfApi(**options).list_repo_files(name, revision=config.model_revision)
+    # Asking for the repository first fails at once without a net, where the download would try again for half a minute.
+    about = HfApi(**options).model_info(name, revision=config.model_revision, timeout=10)
     patterns = list(PATTERNS)
-    if not any(file.endswith(".safetensors") for file in files):
+    if not any(file.rfilename.endswith(".safetensors") for file in about.siblings or ()):
         patterns += PICKLES
     if config.trust_remote_code:
         patterns.append("*.py")
