@@ -18,38 +18,51 @@ from llmforge.errors import ForgeError, RecipeError, nearest
 
 @dataclass(frozen=True)
 class Command:
-    """One command: where its function is, what it does, and a line to copy."""
+    """One command: where its function is, what it does, a line to copy, and what it takes besides a recipe."""
 
     function: str
     help: str
     example: str
+    options: str = ""
     reads_recipe: bool = True
 
 
 COMMANDS: dict[str, Command] = {
     "train": Command("llmforge.train_command:main", "Train a model.", "forge-cli train recipes/classify_lora.yaml"),
     "predict": Command(
-        "llmforge.eval.command:main", "Generate for a test set and score.", "forge-cli predict runs/classify"
+        "llmforge.eval.command:main",
+        "Generate for a test set and score.",
+        "forge-cli predict runs/classify",
+        options="--json  print the scores as JSON",
     ),
-    "chat": Command("llmforge.infer.command:main", "Talk to a model in the terminal.", "forge-cli chat runs/classify"),
+    "chat": Command(
+        "llmforge.infer.command:main",
+        "Talk to a model in the terminal.",
+        "forge-cli chat runs/classify",
+        options="--prompt TEXT  print one reply and end;  --system TEXT;  --compare  base beside adapter",
+    ),
     "export": Command(
         "llmforge.export.command:main", "Merge adapters into a model folder.", "forge-cli export runs/classify"
     ),
     "api": Command("llmforge.serve.command:main", "Serve the OpenAI API.", "forge-cli api runs/classify port=8000"),
-    "data": Command(
-        "llmforge.data.command:main",
-        "Look at training data.",
-        "forge-cli data tokens --model M --template T F.jsonl",
-        False,
-    ),
     "recipe": Command(
         "llmforge.recipe_command:main",
-        "Check, show, explain recipes.",
+        "Check, show, explain, begin recipes.",
         "forge-cli recipe check recipes/classify_lora.yaml",
-        False,
+        reads_recipe=False,
     ),
-    "runs": Command("llmforge.runs_command:main", "List, watch and stop runs.", "forge-cli runs list", False),
-    "models": Command("llmforge.model.command:main", "Fetch and list models.", "forge-cli models list", False),
+    "data": Command(
+        "llmforge.data_command:main",
+        "Look at data as the model sees it.",
+        "forge-cli data tokens --model MODEL --template auto rows.jsonl",
+        reads_recipe=False,
+    ),
+    "runs": Command(
+        "llmforge.runs_command:main", "List, watch, stop and resume runs.", "forge-cli runs list", reads_recipe=False
+    ),
+    "models": Command(
+        "llmforge.model.command:main", "Fetch and list models.", "forge-cli models list", reads_recipe=False
+    ),
 }
 
 
@@ -88,7 +101,7 @@ def _run(words: list[str]) -> int:
     if command.reads_recipe and any(word in ("--help", "-h") for word in rest):
         from llmforge.config.help import command_help
 
-        print(command_help(name, command.help, command.example))
+        print(command_help(name, command.help, command.example, command.options))
         return 0
     module, _, function = command.function.partition(":")
     code = getattr(importlib.import_module(module), function)(rest)

@@ -30,10 +30,11 @@ from llmforge.errors import RecipeError, nearest
 
 Before = Literal["nothing", "control", "text"]
 
-# Added tokens that are not flagged "special", and yet mark structure: <|fim_prefix|>, <tool_call>, <think>, [TOOL_CALLS].
+# Added tokens that are not flagged "special", and yet mark structure: <|fim_prefix|>, <tool_call>,
+# <think>, [TOOL_CALLS], <reserved_106>.
 # Others (Gemma's runs of newlines, its <table>) are ordinary text in a short form and stay so.
 MARK = re.compile(
-    r"<[|｜].+[|｜]>|\[/?[A-Z_]{3,}\]|</?(think|tools?|tool_calls?|tool_responses?|answer|arg_key|arg_value|\w+_of_\w+)>"
+    r"<[|｜].+[|｜]>|\[/?[A-Z_]{3,}\]|</?(think|tools?|tool_calls?|tool_responses?|answer|reserved_\d+|arg_key|arg_value|\w+_of_\w+)>"
 )
 CONFIG_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 

@@ -342,9 +342,11 @@ GENERAL = [
     ),
     Template(
         name="breeze",
-        source=LF + ", breeze",
+        source="huggingface.co/MediaTek-Research/Breeze-7B-Instruct-v1_0, model card",
         prefix="{bos}",
-        prompt="[INST] {content} [/INST] ",
+        prompt="[INST] {content} [/INST]",
+        lead=" ",
+        separator=" ",
         suffix="",
         system_prefix="{content} ",
         eos_follows=True,

@@ -1,0 +1,148 @@
+"""`forge-cli data`: look at data as the model sees it. No torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from llmforge.config.schema import ModelConfig
+from llmforge.data.entry import DatasetEntry
+from llmforge.data.example import IGNORE, Encoded, Message, RowRef
+from llmforge.data.files import read_rows
+from llmforge.data.formats.openai import read_message
+from llmforge.data.formats.row import Rejected, RowContext, read_tools
+from llmforge.data.templates.find import get_template
+from llmforge.data.tokenizer import Tokenizer, load_tokenizer
+from llmforge.errors import RecipeError, nearest
+from llmforge.model.sources import local_folder
+
+USAGE = """\
+forge-cli data tokens --model M --template T FILE   token ids and labels of conversations
+
+FILE holds {"messages": [...], "tools": [...]} lines. M is a model folder or a folder with a tokenizer.
+  --json             one line {"input_ids", "labels", "text"} for each conversation
+  --prompt-only      what a server would feed to get the last assistant turn
+  --default-system S --enable-thinking true|false|null --tool-format F    as in a recipe
+  $ forge-cli data tokens --model models/qwen --template qwen data/chats.jsonl"""
+THINKING = {"true": True, "false": False, "null": None}
+GREEN, GREY, RESET = "\x1b[32m", "\x1b[90m", "\x1b[0m"
+
+
+def main(words: list[str]) -> int:
+    """Run one subcommand; returns the exit code."""
+    if not words or "--help" in words or "-h" in words:
+        print(USAGE)
+        return 0
+    name, rest = words[0], words[1:]
+    if name not in COMMANDS:
+        raise RecipeError(f"data: {name!r} is no subcommand.{nearest(name, COMMANDS)} Known: {', '.join(COMMANDS)}")
+    return COMMANDS[name](rest)
+
+
+@dataclass(frozen=True)
+class Chat:
+    """One line of the file."""
+
+    source: RowRef
+    messages: list[Message]
+    tools: tuple[dict[str, Any], ...]
+
+
+def tokens(words: list[str]) -> int:
+    """Print ids and labels of every conversation; all lines are read before the first is printed."""
+    options = _options(words)
+    tokenizer = load_tokenizer(_folder(options.model))
+    template = get_template(
+        options.template,
+        tokenizer,
+        default_system=options.default_system,
+        enable_thinking=THINKING[options.enable_thinking],
+        tool_format=options.tool_format,
+    )
+    rows = []
+    for chat in _chats(Path(options.file)):
+        messages = _asking(chat.messages) if options.prompt_only else chat.messages
+        try:
+            row = template.encode(tokenizer, messages, chat.tools, add_generation_prompt=options.prompt_only)
+            text = template.text(tokenizer, messages, chat.tools, add_generation_prompt=options.prompt_only)
+        except RecipeError as error:
+            raise RecipeError(f"{chat.source}: {error}") from None
+        rows.append((chat.source, row, text))
+    for source, row, text in rows:
+        if options.json:
+            print(json.dumps({**row._asdict(), "text": text}, ensure_ascii=False))
+        else:
+            _show(source, row, tokenizer)
+    return 0
+
+
+def _folder(model: str) -> Path:
+    """The folder of a model's tokenizer."""
+    path = Path(model)
+    if path.is_dir() or path.is_file():
+        return path
+    folder = local_folder(ModelConfig(model_name_or_path=model))
+    if folder is None:
+        raise RecipeError(f"--model: {model} is not fetched yet: forge-cli models get {model}")
+    return folder
+
+
+def _chats(path: Path) -> Iterator[Chat]:
+    if not path.exists():
+        raise RecipeError(f"data tokens: no file {str(path)!r}")
+    entry = DatasetEntry(path.name, path, formatting="openai")
+    for number, row in read_rows(path, remark=lambda text: print(text, file=sys.stderr)):
+        source = RowRef(str(path), number)
+        try:
+            if not isinstance(row, dict) or not isinstance(row.get("messages"), list) or not row["messages"]:
+                raise Rejected("expected an object with a list `messages`")
+            context = RowContext(entry, "prompt", source)
+            messages = [read_message(message, context) for message in row["messages"]]
+            yield Chat(source, messages, read_tools(row.get("tools")))
+        except Rejected as error:
+            raise RecipeError(f"{source}: {error}") from None
+
+
+def _asking(messages: list[Message]) -> list[Message]:
+    """The messages before the last assistant turn; all of them when none follows the last question."""
+    last = max((i for i, message in enumerate(messages) if message.role == "assistant"), default=-1)
+    return messages[:last] if last == len(messages) - 1 else messages
+
+
+def _show(source: RowRef, row: Encoded, tokenizer: Tokenizer) -> None:
+    """One token a line: id, piece, label; learned ones green on a terminal."""
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    learned = sum(label != IGNORE for label in row.labels)
+    print(f"{source}: {len(row.input_ids)} tokens, {learned} learned")
+    for token, label in zip(row.input_ids, row.labels, strict=True):
+        piece = tokenizer.decode([token]) or tokenizer.token(token)
+        piece = tokenizer.token(token) if "�" in piece else piece
+        line = f"{token:>8}  {json.dumps(piece, ensure_ascii=False):<24}  {label if label != IGNORE else '-'}"
+        print(f"{GREY if label == IGNORE else GREEN}{line}{RESET}" if colour else line)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise RecipeError(f"data tokens: {message}\n{USAGE}")
+
+
+def _options(words: list[str]) -> argparse.Namespace:
+    parser = _Parser(prog="forge-cli data tokens", add_help=False, allow_abbrev=False)
+    parser.add_argument("file")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--template", default="auto")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--prompt-only", action="store_true")
+    parser.add_argument("--default-system")
+    parser.add_argument("--enable-thinking", choices=tuple(THINKING), default="true")
+    parser.add_argument("--tool-format")
+    return parser.parse_args(words)
+
+
+COMMANDS = {"tokens": tokens}
