@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from transformers import TrainingArguments
 
 from llmforge.config.schema import Recipe
-from llmforge.errors import RecipeError, nearest
+from llmforge.errors import RecipeError, nearest, require
 
 # Keys that the class knows too and Forge acts on itself: the step plan accumulates, resuming and trackers are our own.
 OURS = ("gradient_accumulation_steps", "resume_from_checkpoint", "report_to", "gradient_checkpointing", "do_predict")
@@ -60,6 +61,8 @@ def training_arguments(recipe: Recipe) -> tuple[TrainingArguments, list[str]]:
         options = values.pop("gradient_checkpointing_kwargs", None) or values.get(f"{name}_kwargs") or {}
         # The re-entrant form finds no gradient behind a frozen base.
         values.update({name: True, f"{name}_kwargs": {"use_reentrant": False, **options}})
+    # Every trainable weight takes part in every pass, so DDP need not look for those that do not.
+    values.setdefault("ddp_find_unused_parameters", False)
     if use_cpu:
         values["dataloader_pin_memory"] = False
         if "RANK" in os.environ:
@@ -68,6 +71,10 @@ def training_arguments(recipe: Recipe) -> tuple[TrainingArguments, list[str]]:
         values["metric_for_best_model"] = "loss"
     if values["greater_is_better"] is None and values["metric_for_best_model"] is not None:
         values["greater_is_better"] = not values["metric_for_best_model"].endswith(("loss", "perplexity"))
+    if use_cpu and train.deepspeed and "RANK" in os.environ:
+        # On a CPU transformers sets up the process group without DeepSpeed, which then cuts no weights for ZeRO-3.
+        deepspeed = require("deepspeed", "deepspeed", "the key deepspeed")
+        deepspeed.init_distributed(dist_backend="gloo", timeout=timedelta(seconds=train.ddp_timeout), verbose=False)
     try:
         args = TrainingArguments(**{key: value for key, value in values.items() if value is not None})
     except (ValueError, ImportError) as error:

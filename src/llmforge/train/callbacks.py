@@ -76,14 +76,11 @@ class ProgressLine(TrainerCallback):
 
     def __init__(self, run: RunDir, console: Console, pace: Pace, meter: Meter):
         self.run, self.console, self.pace, self.meter = run, console, pace, meter
-        self.last_log: dict[str, Any] = {}
         self._written_at = 0.0
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
     ) -> None:
-        if "loss" in logs:
-            self.last_log = logs
         if "eval_loss" in logs:
             hidden = ("epoch", "eval_runtime")
             scores = [f"{k} {v:.4g}" for k, v in logs.items() if k not in hidden and isinstance(v, (int, float))]
@@ -92,7 +89,7 @@ class ProgressLine(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         done, total = state.global_step, state.max_steps
         gone, left = self.pace.times(done, total)
-        loss = self.last_log.get("loss", self.meter.last_loss)
+        loss = self.meter.last_loss
         speed = self.meter.total_tokens / max(gone, 1e-9)
         text = f"train {done}/{total} {bar(done, total)} loss {loss:.4g}  {speed:.0f} tokens/s  {clock(left)} left"
         self.console.live(text, last=done == total or done == self.pace.first_step + 1)

@@ -84,7 +84,7 @@ def _quieten_libraries() -> None:
     """Progress bars and notes of the libraries; ours say the same once."""
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|peft|accelerate")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|peft|accelerate|torch")
 
 
 def _stop_signal(report: Report) -> StopSignal:
