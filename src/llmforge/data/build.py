@@ -107,6 +107,11 @@ def read_rows(recipe: Recipe, stage: str) -> Rows:
     lengths = _lengths_after_split([len(examples) for examples in sets], kept)
     order = mix_order(lengths, data.mix_strategy, data.interleave_probs, seed)
     rows.train = [everything[kept[i]] for i in order]
+    if data.mix_strategy != "concat" and len(sets) > 1:
+        used = len(set(order.tolist()))
+        rows.notes.append(
+            f"mix_strategy: {data.mix_strategy} makes {len(order)} rows of {used}; {len(kept) - used} are left out"
+        )
     read_eval_rows(recipe, stage, rows)
     rows.notes += _overlap(rows)
     return rows

@@ -98,13 +98,13 @@ def _without_copy(encoded: EncodedSet, report: RowReport, error: OSError) -> tup
 
 def _save(folder: Path, encoded: EncodedSet, report: RowReport, examples: Sequence[Example]) -> None:
     """Rows of the report are kept as positions, since the same text may come from another file next time."""
-    position = {id(example.source): i for i, example in enumerate(examples)}
+    position = {example.source: i for i, example in enumerate(examples)}
     told = {
         "name": report.name,
         "rows_in": report.rows_in,
         "rows_out": report.rows_out,
-        "rejected": [(position[id(source)], reason) for source, reason in report.rejected],
-        "fixed": [(position[id(source)], what) for source, what in report.fixed],
+        "rejected": [(position[source], reason) for source, reason in report.rejected],
+        "fixed": [(position[source], what) for source, what in report.fixed],
         "notes": report.notes,
     }
     with atomic_dir(folder) as temporary:

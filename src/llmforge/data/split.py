@@ -18,8 +18,8 @@ def split_rows(examples: Sequence[Example], val_size: float, seed: int) -> tuple
     drawn at random until the number is reached; a group that would exceed it is passed over.
 
     Args:
-        val_size: a share of the rows (below 1, at least one row), or a number of rows. A number that would leave
-            nothing to learn becomes half of the rows.
+        val_size: a share of the rows (below 1; at least one row is held out, and one learned), or a number of rows. A
+            number that would leave nothing to learn becomes half of the rows.
 
     Raises:
         RecipeError: a number of rows that is not whole.
@@ -32,7 +32,8 @@ def split_rows(examples: Sequence[Example], val_size: float, seed: int) -> tuple
     if len(examples) < 2:
         return everything, [], [f"val_size: {len(examples)} row cannot be split; nothing is held out"]
     notes = []
-    wanted = max(1, round(val_size * len(examples))) if val_size < 1 else int(val_size)
+    share = min(max(1, round(val_size * len(examples))), len(examples) - 1)
+    wanted = share if val_size < 1 else int(val_size)
     if wanted >= len(examples):
         notes.append(f"val_size: {wanted} of {len(examples)} rows would leave none to learn; half is held out instead")
         wanted = len(examples) // 2
