@@ -14,26 +14,14 @@ from llmforge.config.schema import Recipe
 from llmforge.data.example import IGNORE, Encoded, Example, Message
 from llmforge.data.read import read_examples
 from llmforge.data.registry import resolve_dataset
+from llmforge.data.templates.compare import compare_with_own
 from llmforge.data.templates.find import TEMPLATES, get_template
-from llmforge.data.templates.own import own_template
 from llmforge.data.templates.template import LabelPolicy, Template
 from llmforge.data.tokenizer import Tokenizer, load_tokenizer
 from llmforge.errors import RecipeError, nearest
 from llmforge.model.sources import local_folder
 
 SAMPLE = 100  # rows of each data set that are read and encoded
-
-# Conversations on which a named template and the tokenizer's own are compared.
-PROBES = {
-    "one turn": (Message("user", "Which way?"), Message("assistant", "Left.")),
-    "system text and two turns": (
-        Message("system", "Be brief."),
-        Message("user", "你好"),
-        Message("assistant", "Hello."),
-        Message("user", "And now?"),
-        Message("assistant", "Go on."),
-    ),
-}
 
 
 @dataclass
@@ -103,33 +91,9 @@ def _template(recipe: Recipe, tokenizer: Tokenizer | None, result: Checked) -> T
         result.wrong("template", str(error))
         return None
     result.fine.append(f"template: {name} ({template.source})")
-    if name != "auto":
-        result.remarks += compare_with_own(template, tokenizer) or []
+    if name != "auto" and (difference := compare_with_own(template, tokenizer)):
+        result.remarks.append(difference)
     return template
-
-
-def compare_with_own(template: Template, tokenizer: Tokenizer) -> list[str]:
-    """Where a template first differs from the tokenizer's own chat template; one sentence, none when they agree."""
-    if not tokenizer.chat_template:
-        return []
-    for what, messages in PROBES.items():
-        try:
-            theirs = own_template(tokenizer).encode(tokenizer, messages).input_ids
-        except RecipeError as error:
-            return [f"template: the tokenizer's own could not be rendered for {what}: {error}"]
-        ours = template.encode(tokenizer, messages).input_ids
-        if difference := _first_difference(ours, theirs, tokenizer):
-            return [f"template: {template.name} differs from the tokenizer's own ({what}): {difference}"]
-    return []
-
-
-def _first_difference(ours: list[int], theirs: list[int], tokenizer: Tokenizer) -> str | None:
-    for i in range(max(len(ours), len(theirs))):
-        a, b = (ids[i] if i < len(ids) else None for ids in (ours, theirs))
-        if a != b:
-            words = [f"{tokenizer.token(t)!r} ({t})" if t is not None else "nothing" for t in (a, b)]
-            return f"token {i} is {words[0]}, the tokenizer's own says {words[1]}"
-    return None
 
 
 def _sample(key: str, name: str | dict, recipe: Recipe, result: Checked) -> list[Example]:
@@ -179,9 +143,8 @@ def _encode(
         result.wrong("template", f"{name}: no row fits the template {template.name}{_first(refused)}")
         return
     total = sum(lengths)
-    result.fine.append(
-        f"{name}: {total / len(lengths):.0f} tokens a row, longest {max(lengths)}, {learned / total:.0%} of them learned"
-    )
+    mean, share = total / len(lengths), learned / total
+    result.fine.append(f"{name}: {mean:.0f} tokens a row, longest {max(lengths)}, {share:.0%} of them learned")
     if long := sum(length > recipe.data.cutoff_len for length in lengths):
         cut = f"exceed cutoff_len {recipe.data.cutoff_len} ({recipe.data.truncation})"
         result.remarks.append(f"{name}: {long} of {len(lengths)} rows {cut}")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmforge.config.load import dump_recipe, load_recipe
+from llmforge.config.names import METRICS
 from llmforge.config.schema import Recipe
 from llmforge.errors import RecipeError
 
@@ -282,7 +283,8 @@ def test_each_command_says_what_it_cannot_do_without(command, missing):
     assert [line.split(":")[0].strip() for line in str(error.value).splitlines()[1:]] == missing
 
 
-def test_a_plugin_may_add_a_metric(tmp_path):
+def test_a_plugin_may_add_a_metric(monkeypatch):
+    monkeypatch.setattr(METRICS, "_table", dict(METRICS._table))  # the name goes again after this test
     Path("mine_metric.py").write_text(
         "from llmforge.config.names import METRICS\nMETRICS.add('mine_test', lambda predictions, labels: None)\n"
     )

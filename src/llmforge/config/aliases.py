@@ -215,6 +215,11 @@ REFUSED: dict[str, str] = {
     **_same("ray is not used here; launch: {nproc: N} starts one process per device", "use_ray"),
     **_same("beam search is not in this version", "num_beams eval_num_beams generation_num_beams"),
     **_same("generation keys stand in the recipe itself", "generation_config"),
+    **_same("running out of memory ends with the changes to make instead", "auto_find_batch_size"),
+    **_same("publish the finished folder with the hub's own client", "push_to_hub"),
+    **_same("SIGTERM saves a checkpoint anyway", "enable_jit_checkpoint"),
+    **_same("a resumed run goes on at its own row", "ignore_data_skip"),
+    **_same("accelerate's parallelism settings are not in this version", "parallelism_config"),
     **_same("tensor parallel training is not in this version", "tp_size"),
     **_same(
         QUANTISED_EXPORT,

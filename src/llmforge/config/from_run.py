@@ -19,6 +19,8 @@ def apply_run(sources: Sources, given: dict[str, Given], command: str) -> None:
     """Point model and adapters of `given` at the folder that was named, for commands that use a run's result."""
     if sources.run_dir:
         _set(given, "output_dir", sources.run_dir, Origin(f"run {sources.run_dir}"))
+        if _from_file(given, "overwrite_output_dir"):
+            del given["overwrite_output_dir"]  # it was said for the run's first start; now it would remove the run
     if command not in USES_RESULT:
         return
     for folder in sources.folders or ([sources.run_dir] if sources.run_dir else []):
@@ -46,7 +48,7 @@ def from_manifest(values: dict[str, Any], given: dict[str, Given]) -> dict[str, 
     folder = Path(adapters[-1] if adapters else model or "")
     if not (adapters or model) or not folder.is_dir():
         return {}
-    manifest = next((found for place in (folder, folder.parent) if (found := read_manifest(place))), None) or {}
+    manifest = read_manifest(folder) or {}
     origin = Origin(f"manifest of {folder}")
     found = {}
     if not model:

@@ -6,9 +6,16 @@ from llmforge.config.keys import GROUPS, Key, keys_of
 from llmforge.config.values import range_words, type_words
 
 
-def command_help(command: str, what: str, example: str) -> str:
+def command_help(command: str, what: str, example: str, options: str = "") -> str:
     """The whole help text of one command."""
-    lines = [f"forge-cli {command} RECIPE [key=value ...]", "", what, f"  $ {example}", ""]
+    lines = [
+        f"forge-cli {command} RECIPE [key=value ...]",
+        "",
+        what,
+        f"  $ {example}",
+        *([f"  {options}"] if options else []),
+        "",
+    ]
     for group, members in keys_of(command).items():
         lines.append((GROUPS[group].__doc__ or group).split("\n")[0])
         lines += [f"  {key.name:<28} {describe(key)}" for key in members]

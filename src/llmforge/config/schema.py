@@ -238,6 +238,7 @@ class ServeConfig:
     port: int = option(8000, "Port to listen on.", at_least=0, at_most=65535, modes=("api",))
     api_key: str | None = option(None, "Key clients must send; better set FORGE_API_KEY.", secret=True, modes=("api",))
     max_queue: int = option(64, "Requests that may wait; more get 429.", at_least=0, modes=("api",))
+    deadline_s: float | None = option(None, "Seconds a request may take, waiting included.", above=0, modes=("api",))
 
 
 @dataclass(frozen=True)
