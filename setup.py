@@ -10,7 +10,7 @@ VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "src/llmforge/__init__.py"
 
 EXTRAS = {
     "deepspeed": ["deepspeed>=0.18"],
-    "serve": ["fastapi>=0.115", "sse-starlette>=2.1", "uvicorn>=0.30"],
+    "serve": ["fastapi>=0.115", "sse-starlette>=3.3", "uvicorn>=0.30"],
     "webui": ["gradio>=6.27"],
     "data": ["openai>=2.0", "jieba>=0.42.1", "openpyxl>=3.1"],
     "eval": ["jieba>=0.42.1", "sacrebleu>=2.4"],
