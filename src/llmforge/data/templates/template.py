@@ -275,7 +275,7 @@ class _Writer:
         carrier = -1
         if opening is not None and template.system_in == "turn":
             learn = system is not None and self.learns_prompt(system)
-            parts += self.slot(template.system_prefix, opening, learn)
+            parts += self.slot(template.system_prefix, [part._replace(learn=learn) for part in opening], learn)
         elif opening is not None and users:
             carrier = users[0] if template.system_in == "first" else users[-1]
         elif opening is not None:
@@ -429,7 +429,7 @@ def _split_system(messages: list[Message], default: str | None) -> tuple[Message
     """The leading system message (or the default one) and the turns after it."""
     if messages[0].role == "system":
         return messages[0], messages[1:]
-    return (None if default is None else Message("system", default, train=False)), messages
+    return (None if default is None else Message("system", default)), messages
 
 
 def _plain(value: Any) -> Any:
