@@ -6,7 +6,10 @@ and returns the model to train.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +63,8 @@ def train_some_layers(model: Any, finetune: FinetuneConfig, adapters: list[str])
 def add_lora(model: Any, finetune: FinetuneConfig, adapters: list[str]) -> Any:
     """A LoRA adapter learns: the last of the given ones, or a new one on top of all of them.
 
-    LoRA's own weights are fp32 whatever the base is in.
+    LoRA's own weights are fp32 whatever the base is in. A name in `additional_target` stands for every module whose name
+    ends in it, as peft has it: `norm` is all norms.
 
     Raises:
         RecipeError: a target that is no layer of the model, or settings that peft refuses.
@@ -243,9 +247,7 @@ def _learn_in_fp32(model: nn.Module) -> None:
 def _wrap(model: Any, config_class: Any, arguments: dict[str, Any], key: str) -> Any:
     try:
         config = config_class(**arguments)
-        with torch.random.fork_rng(enabled=changes_base(config)):
-            if changes_base(config):
-                torch.manual_seed(INIT_SEED)
+        with _repeatable(config):
             model = peft.get_peft_model(model, config)
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"{key}: peft refuses these settings: {error}") from None
@@ -256,9 +258,7 @@ def _wrap(model: Any, config_class: Any, arguments: dict[str, Any], key: str) ->
 def _read(model: Any, path: str, name: str, learns: bool = False) -> Any:
     config = peft.PeftConfig.from_pretrained(path)
     try:
-        with torch.random.fork_rng(enabled=changes_base(config)):
-            if changes_base(config):
-                torch.manual_seed(INIT_SEED)
+        with _repeatable(config):
             if isinstance(model, peft.PeftModel):
                 model.load_adapter(path, name, is_trainable=learns)
                 return model
@@ -266,3 +266,13 @@ def _read(model: Any, path: str, name: str, learns: bool = False) -> Any:
     except (RuntimeError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines() or [type(error).__name__]
         raise RecipeError(f"adapter_name_or_path: {path} does not fit this base: {' '.join(first[:2])}") from error
+
+
+@contextlib.contextmanager
+def _repeatable(config: Any) -> Iterator[None]:
+    """A fixed seed for inits that change the base; and no warnings about names that peft still uses of transformers."""
+    with torch.random.fork_rng(enabled=changes_base(config)), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        if changes_base(config):
+            torch.manual_seed(INIT_SEED)
+        yield

@@ -48,10 +48,13 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
-def convert_once(target: Path, source: dict[str, Any], build: Callable[[Path], None], say: Say) -> Path:
+def convert_once(
+    target: Path, source: dict[str, Any], build: Callable[[Path], dict[str, Any] | None], say: Say
+) -> Path:
     """Return `target`, after letting `build` fill it if it is not there whole; other processes wait meanwhile.
 
-    `source` says in the folder's conversion.json where the files came from; their sizes and sha256 stand beside it.
+    `source`, and what `build` returns, say in the folder's conversion.json where the files came from; their sizes and
+    sha256 stand beside it.
     """
     if is_whole(target):
         return target
@@ -62,7 +65,7 @@ def convert_once(target: Path, source: dict[str, Any], build: Callable[[Path], N
         if target.exists():
             say(f"{target} is damaged; converting again")
         with atomic_dir(target) as folder:
-            build(folder)
+            source = {**source, **(build(folder) or {})}
             files = {
                 str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
                 for path in sorted(folder.rglob("*"))

@@ -99,6 +99,8 @@ def load_base(recipe: Recipe, folder: Path, dtype: torch.dtype, device: torch.de
     """
     config = recipe.model
     check_weights(folder)
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
     trust = allow_remote_code(folder, config, say)
     model_config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust)
     set_rope_scaling(model_config, recipe, say)

