@@ -1,0 +1,284 @@
+"""Attention over a forest of shared prefixes: one flat row of tokens, each seeing its path and nothing else.
+
+`use_forest_attention` puts it behind a model's own attention through transformers' AttentionInterface: a forward pass
+that is given `forest=ForestMask` runs it, any other one runs the attention the model had. No library code is patched.
+
+Two forms, equal in value and gradient:
+- `segment_attention`, on a CPU: flash attention segment by segment. A segment attends causally to itself; the rest of
+  its subtree then attends densely to it; the parts are merged by their log-sum-exp. No mask is ever made.
+- `masked_attention`, on any device: products under the forest's mask, a chunk of queries at a time. It also serves
+  layers with a sliding window that bites, soft-capped scores, and heads whose values are narrower than their keys.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.utils.checkpoint import checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FOREST = "forge_forest_over_"  # + the name of the attention the model had
+MASK_CHUNK = 512  # queries per chunk of the masked form: a mask has 512 x T entries
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+@dataclass
+class ForestMask:
+    """Who sees whom in a flat row.
+
+    Attributes:
+        segments: (start, end, subtree end) of each segment, depth first.
+        positions: (T,) place of each token on its path, for sliding windows.
+    """
+
+    segments: list[tuple[int, int, int]]
+    positions: np.ndarray
+    _ends: Tensor | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, segments: np.ndarray, positions: np.ndarray) -> ForestMask:
+        """From a batch's `segments` (S, 3) and `position_ids`."""
+        return cls([(start, end, below) for start, end, below in segments.tolist()], positions.reshape(-1))
+
+    @property
+    def longest(self) -> int:
+        """Tokens on the longest path."""
+        return int(self.positions.max()) + 1 if len(self.positions) else 0
+
+    def visible(self, first: int, last: int, window: int | None, device: torch.device) -> Tensor:
+        """Mask (last - first, last): True where query first + i sees key j.
+
+        Key j is seen by the queries after it up to the end of its segment's subtree: a depth-first row holds exactly
+        the key's descendants there.
+        """
+        if self._ends is None or self._ends.device != device:
+            ends = np.zeros(len(self.positions), np.int64)
+            for start, end, subtree_end in self.segments:
+                ends[start:end] = subtree_end
+            self._ends = torch.from_numpy(ends).to(device)
+        queries = torch.arange(first, last, device=device)[:, None]
+        keys = torch.arange(last, device=device)[None]
+        seen = (keys <= queries) & (queries < self._ends[None, :last])
+        if window is not None:
+            places = torch.from_numpy(self.positions[:last]).to(device)
+            seen &= places[first:last, None] - places[None] < window
+        return seen
+
+
+class _SegmentAttention(Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, segments: list, scale: float) -> Tensor:
+        heads, length, width = query.shape
+        kv_heads = key.shape[0]
+        group = heads // kv_heads
+        out = query.new_empty(1, heads, length, width)
+        lse = torch.empty(1, heads, length, dtype=torch.promote_types(query.dtype, torch.float32))
+        for start, end, _ in segments:
+            own = slice(start, end)
+            k, v = (x[:, own].repeat_interleave(group, 0)[None] for x in (key, value))
+            out[:, :, own], lse[:, :, own] = _flash(query[None, :, own], k, v, 0.0, True, scale=scale)
+        for start, end, below in segments:
+            if below == end:
+                continue
+            # The heads that share a key head fold into the query length: no copy of keys or values is needed.
+            q = query[:, end:below].reshape(1, kv_heads, group * (below - end), width)
+            part, part_lse = _flash(q, key[None, :, start:end], value[None, :, start:end], 0.0, False, scale=scale)
+            part, part_lse = part.reshape(1, heads, below - end, width), part_lse.reshape(1, heads, below - end)
+            here, old = out[:, :, end:below], lse[:, :, end:below]
+            new = torch.logaddexp(old, part_lse)
+            here.mul_(torch.exp(old - new)[..., None].to(here.dtype))
+            here.addcmul_(part, torch.exp(part_lse - new)[..., None].to(here.dtype))
+            lse[:, :, end:below] = new
+        ctx.save_for_backward(query, key, value, out, lse)
+        ctx.segments, ctx.scale = segments, scale
+        return out[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple:
+        query, key, value, out, lse = ctx.saved_tensors
+        scale = ctx.scale
+        heads, _, width = query.shape
+        kv_heads = key.shape[0]
+        group = heads // kv_heads
+        grad = grads[0].contiguous()[None]
+        dq, dk, dv = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+        for start, end, _ in ctx.segments:
+            own = slice(start, end)
+            k, v = (x[:, own].repeat_interleave(group, 0)[None] for x in (key, value))
+            a, b, c = _flash_backward(
+                grad[:, :, own], query[None, :, own], k, v, out[:, :, own], lse[:, :, own], 0.0, True, scale=scale
+            )
+            dq[:, own] = a[0]
+            dk[:, own] = b[0].reshape(kv_heads, group, end - start, width).sum(1)
+            dv[:, own] = c[0].reshape(kv_heads, group, end - start, width).sum(1)
+        for start, end, below in ctx.segments:
+            if below == end:
+                continue
+            folded = (1, kv_heads, group * (below - end), width)
+            a, b, c = _flash_backward(
+                grad[:, :, end:below].reshape(folded),
+                query[:, end:below].reshape(folded),
+                key[None, :, start:end],
+                value[None, :, start:end],
+                out[:, :, end:below].reshape(folded),
+                lse[:, :, end:below].reshape(folded[:3]),
+                0.0,
+                False,
+                scale=scale,
+            )
+            dq[:, end:below] += a.reshape(heads, below - end, width)
+            dk[:, start:end] += b[0]
+            dv[:, start:end] += c[0]
+        return dq, dk, dv, None, None
+
+
+def segment_attention(query: Tensor, key: Tensor, value: Tensor, forest: ForestMask, scale: float) -> Tensor:
+    """Exact attention along the forest's paths, segment by segment, on a CPU.
+
+    Args:
+        query: (heads, T, width). key, value: (key heads, T, width).
+        scale: factor of the scores, usually width ** -0.5.
+
+    Returns:
+        (heads, T, width).
+    """
+    return _SegmentAttention.apply(query, key, value, forest.segments, scale)
+
+
+def masked_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    forest: ForestMask,
+    scale: float,
+    *,
+    window: int | None = None,
+    softcap: float | None = None,
+    chunk: int = MASK_CHUNK,
+) -> Tensor:
+    """The same under an explicit mask, `chunk` queries at a time, on any device.
+
+    Args:
+        query: (heads, T, width). key: (key heads, T, width). value: (key heads, T, value width).
+        window: a token sees the last `window` tokens of its path only.
+        softcap: scores are squeezed into (-softcap, softcap) by tanh (Gemma 2).
+
+    Returns:
+        (heads, T, value width).
+    """
+    heads, length = query.shape[:2]
+    group = heads // key.shape[0]
+    parts = []
+    for first in range(0, length, chunk):
+        last = min(first + chunk, length)
+        seen = forest.visible(first, last, window, query.device)
+        q, k, v = query[:, first:last], key[:, :last], value[:, :last]
+        if softcap is None:
+            k, v = k.repeat_interleave(group, 0), v.repeat_interleave(group, 0)
+            parts.append(F.scaled_dot_product_attention(q[None], k[None], v[None], seen, scale=scale)[0])
+        else:
+            parts.append(checkpoint(_capped, q, k, v, seen, scale, softcap, use_reentrant=False))
+    return torch.cat(parts, 1)
+
+
+def _capped(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scale: float, softcap: float) -> Tensor:
+    """Attention with soft-capped scores, which no fused kernel of torch offers; (heads, queries, value width)."""
+    grouped = query.unflatten(0, (key.shape[0], -1))  # (key heads, group, queries, width)
+    scores = torch.einsum("kgqd,kld->kgql", grouped, key) * scale
+    scores = (softcap * torch.tanh(scores / softcap)).masked_fill(~seen, -torch.inf)
+    weights = torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
+    return torch.einsum("kgql,kld->kgqd", weights, value).flatten(0, 1)
+
+
+# Behind a model
+
+_no_mask: ContextVar[bool] = ContextVar("forge_no_mask", default=False)
+
+
+def supports_forest(model: PreTrainedModel) -> str | None:
+    """None when the model can run a forest, else the reason in words."""
+    name = type(model).__name__
+    if not getattr(model, "_supports_attention_backend", False):
+        return f"{name} does not use transformers' attention interface"
+    if not getattr(model.config.get_text_config(), "is_causal", True):
+        return f"{name} is not causal"
+    if any("sinks" in key for key, _ in model.named_parameters()):
+        return f"{name} has attention sinks"
+    return None
+
+
+def use_forest_attention(model: PreTrainedModel) -> None:
+    """Put the forest's attention before the model's own; forward passes without `forest=` stay as they are."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    config = model.config
+    own = config._attn_implementation
+    if own.startswith(FOREST):
+        return
+    name = FOREST + own
+    own_mask = ALL_MASK_ATTENTION_FUNCTIONS[own]
+
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        forest = options.pop("forest", None)
+        if forest is None:
+            eager = _eager_attention_of(module)
+            return ALL_ATTENTION_FUNCTIONS.get_interface(own, eager)(module, query, key, value, mask, **options)
+        return _attend(query, key, value, forest, options), None
+
+    def mask(*args: Any, **options: Any) -> Tensor | None:
+        return None if _no_mask.get() else own_mask(*args, **options)
+
+    AttentionInterface.register(name, attention)
+    AttentionMaskInterface.register(name, mask)
+    model.set_attn_implementation(name)
+
+
+def _eager_attention_of(module: nn.Module) -> Any:
+    """The plain attention function of the module's own file, which `eager` means there."""
+    import sys
+
+    return getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, forest: ForestMask, options: dict[str, Any]) -> Tensor:
+    """(1, heads, T, width) -> (1, T, heads, value width), as the interface wants it."""
+    if options.get("dropout"):
+        raise ValueError("attention dropout is not available with shared prefixes; set batching: padded")
+    scale = options.get("scaling")
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    window, softcap = options.get("sliding_window"), options.get("softcap")
+    window = window if window is not None and window < forest.longest else None
+    q, k, v = query[0], key[0], value[0]
+    plain = window is None and softcap is None and v.shape[-1] == q.shape[-1]
+    if plain and q.device.type == "cpu":
+        out = segment_attention(q, k, v, forest, scale)
+    else:
+        out = masked_attention(q, k, v, forest, scale, window=window, softcap=softcap)
+    return out.transpose(0, 1)[None]
+
+
+@contextlib.contextmanager
+def no_mask() -> Iterator[None]:
+    """While a forest goes through the model, no dense mask is made for it."""
+    token = _no_mask.set(True)
+    try:
+        yield
+    finally:
+        _no_mask.reset(token)
