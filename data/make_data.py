@@ -86,21 +86,31 @@ class Reports:
         rows, table = [], self.words["extract"]
         for i in range(count):
             label = self.labels[i % len(self.labels)]
-            hurt = self.rng.choice(list(table["hurt"]))
+            hurt = "1" if label == table["hurt_label"] else self.rng.choice(list(table["hurt"]))
             clock = f"{self.rng.randrange(24):02}:{self.rng.randrange(60):02}"
             tail = [self.rng.choice(table["time"]).replace("{clock}", clock), self.rng.choice(table["hurt"][hurt])]
             report, place = self.new(label, self.words["classes"][label]["train"], tail=tail, deny=0.0)
-            rows.append(self.row("extract_instruction", report, dict(zip(table["keys"], (place, label, int(hurt), clock), strict=True))))
+            rows.append(
+                self.row(
+                    "extract_instruction",
+                    report,
+                    dict(zip(table["keys"], (place, label, int(hurt), clock), strict=True)),
+                )
+            )
         self.rng.shuffle(rows)
         return rows
 
     def row(self, instruction: str, report: str, answer: dict[str, Any]) -> dict[str, str]:
         # The answer is text, not an object: an object loses its key order or its whole row in many loaders.
-        return {"instruction": self.words[instruction].strip(), "input": report, "output": json.dumps(answer, ensure_ascii=False)}
+        return {
+            "instruction": self.words[instruction].strip(),
+            "input": report,
+            "output": json.dumps(answer, ensure_ascii=False),
+        }
 
 
 def legal_faq() -> tuple[list[list[str]], list[dict], list[dict]]:
-    """Rows of the CSV as a forum exports it, and its best replies as conversations, a tenth of the titles for testing."""
+    """Rows of the CSV as a forum exports it, and its best replies as conversations, every tenth title for testing."""
     w, rng = words("legal_faq"), random.Random(f"{SEED} legal")
     table, train, test, titles = [["title", "question", "reply", "is_best"]], [], [], set()
     while len(titles) < 60:  # five per topic, as many as the shortest slot has values
@@ -114,7 +124,9 @@ def legal_faq() -> tuple[list[list[str]], list[dict], list[dict]]:
         rng.shuffle(replies)
         table += [[title, question, reply, is_best] for reply, is_best in replies]
         asked = {"role": "user", "content": f"{title}\n{question}"}
-        (test if len(titles) % 10 == 0 else train).append({"conversations": [asked, {"role": "assistant", "content": best}]})
+        (test if len(titles) % 10 == 0 else train).append(
+            {"conversations": [asked, {"role": "assistant", "content": best}]}
+        )
     return table, train, test
 
 
@@ -157,8 +169,18 @@ class Hotline:
                 asked, answer = w["tool_count_ask"], w["tool_count_answer"]
                 call = {"name": "count_reports", "arguments": {"street": place["street"]}}
                 result = {"count": int(slots["count"][0])}
-            said = [("human", fill(rng, asked, slots)), ("function_call", dump(call)), ("observation", dump(result)), ("gpt", fill(rng, answer, slots))]
-            rows.append({"conversations": [{"from": who, "value": text} for who, text in said], "tools": dump([t["function"] for t in self.words["tools"]])})
+            said = [
+                ("human", fill(rng, asked, slots)),
+                ("function_call", dump(call)),
+                ("observation", dump(result)),
+                ("gpt", fill(rng, answer, slots)),
+            ]
+            rows.append(
+                {
+                    "conversations": [{"from": who, "value": text} for who, text in said],
+                    "tools": dump([t["function"] for t in self.words["tools"]]),
+                }
+            )
         return rows
 
     def judged(self, count: int) -> Iterator[tuple[str, str, str]]:
@@ -172,7 +194,11 @@ class Hotline:
 
     def preferences(self, count: int) -> list[dict]:
         return [
-            {"conversations": [{"from": "human", "value": asked}], "chosen": {"from": "gpt", "value": good}, "rejected": {"from": "gpt", "value": bad}}
+            {
+                "conversations": [{"from": "human", "value": asked}],
+                "chosen": {"from": "gpt", "value": good},
+                "rejected": {"from": "gpt", "value": bad},
+            }
             for asked, good, bad in self.judged(count)
         ]
 
