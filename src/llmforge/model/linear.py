@@ -107,7 +107,8 @@ class _LoraLinear(Function):
 
 def _three(tensors: Any, scales: tuple[float, float, float]) -> list[Linear]:
     """Gate, up and down out of the flat arguments an autograd function takes."""
-    return [Linear(*weights, scale) for *weights, scale in zip(*(iter(tensors),) * 4, scales, strict=True)]
+    groups = zip(tensors[0::4], tensors[1::4], tensors[2::4], tensors[3::4], scales, strict=True)
+    return [Linear(weight, bias, a, b, scale) for weight, bias, a, b, scale in groups]
 
 
 class _GatedMlp(Function):
