@@ -160,6 +160,13 @@ def test_no_data_set_and_no_usable_row_are_one_message_with_counts(tmp_path, tok
         build_data(recipe(tmp_path, dataset=["d.jsonl"]), tokenizer, template)
 
 
+def test_keys_without_effect_are_said(tmp_path, tokenizer, template):
+    save(tmp_path, "a.jsonl", qa("x", 2))
+    told = recipe(tmp_path, dataset=["a.jsonl"], streaming=True, preprocessing_num_workers=16)
+    notes = build_data(told, tokenizer, template).notes
+    assert [note.split(":")[0] for note in notes[:2]] == ["streaming", "preprocessing_num_workers"]
+
+
 def test_plain_text_is_joined_at_stage_pt(tmp_path, tokenizer, template):
     (tmp_path / "a.txt").write_text("one two\nthree\n")
     data = build_data(recipe(tmp_path, "pt", dataset=["a.txt"], cutoff_len=6), tokenizer, template)

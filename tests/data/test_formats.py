@@ -307,6 +307,13 @@ def test_no_converter_adds_text():
     assert turns(example) == [(U, "q"), (A, "a")]
 
 
+def test_tags_may_rename_openais_keys_and_roles():
+    tags = {"role_tag": "who", "content_tag": "says", "user_tag": "human", "assistant_tag": "bot"}
+    row = {"messages": [{"who": "human", "says": "q"}, {"who": "bot", "says": "a"}]}
+    example, _ = convert(row, formatting="openai", columns={"messages": "messages"}, tags=tags)
+    assert turns(example) == [(U, "q"), (A, "a")]
+
+
 def test_older_names_are_known():
     example, _ = openai(
         QUESTION,

@@ -9,7 +9,7 @@ import codecs
 import gzip
 import io
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 from llmforge.errors import RecipeError
 
@@ -17,9 +17,9 @@ CHUNK = 1 << 20
 SAMPLE = 1 << 16  # bytes around the first broken one; enough to tell Chinese text from a damaged file
 
 
-def open_bytes(path: Path) -> IO[bytes]:
+def open_bytes(path: Path) -> BinaryIO:
     """The file's bytes, unzipped when it is called .gz."""
-    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else open(path, "rb")
+    return cast(BinaryIO, gzip.open(path, "rb")) if path.suffix.lower() == ".gz" else open(path, "rb")
 
 
 def open_text(path: Path, *, newline: str | None = None) -> tuple[io.TextIOWrapper, str | None]:

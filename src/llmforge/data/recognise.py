@@ -56,7 +56,7 @@ def _bare(entry: DatasetEntry, rows: list[Mapping[str, Any]], columns: list[str]
     conversation = next((name for name in CONVERSATIONS if name in columns and _first_message(rows, name)), None)
     if conversation:
         mapping = Columns(**{"messages": conversation, **optional, **pair, **verdict})
-        formatting = "sharegpt" if "from" in _first_message(rows, conversation) else "openai"
+        formatting = "sharegpt" if "from" in (_first_message(rows, conversation) or {}) else "openai"
         return replace(entry, formatting=formatting, columns=mapping, ranking=bool(pair), inferred=False)
     if stage == "pt" and "text" in columns:
         return replace(entry, formatting="text", inferred=False)

@@ -6,9 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from llmforge.data.entry import DatasetEntry
 from llmforge.data.example import Example, Message, Role, ToolCall
 from llmforge.data.formats.row import Rejected, Row, RowContext, read_flag, read_tool_call, type_name
-from llmforge.data.formats.sharegpt import read_conversation
+from llmforge.data.formats.sharegpt import TURN_TAGS, read_conversation
 
 ROLES: dict[str, Role] = {
     "system": "system",
@@ -34,25 +35,37 @@ def read_message(item: Any, context: RowContext) -> Message:
     """One message; null content is fine beside tool calls."""
     if not isinstance(item, Mapping):
         raise Rejected(f"a message is {type_name(item)}, not an object")
-    name = item.get("role")
-    if not isinstance(name, str) or name not in ROLES:
-        shown = json.dumps(name, ensure_ascii=False, default=str)[:40]
-        raise Rejected(f"unknown role {shown}; known: {', '.join(ROLES)}")
+    tags, named = context.entry.tags, context.entry.named
+    name = item.get(tags.role_tag if "role_tag" in named else "role")
+    role = _role(name, context.entry)
     given = item.get("tool_calls") or []
     if not isinstance(given, list):
         raise Rejected(f"tool_calls is {type_name(given)}, not a list")
     calls = [read_tool_call(call) for call in given]
     if item.get("function_call"):
         calls.append(read_tool_call(item["function_call"]))
-    content, reasoning, more_calls = _content(item.get("content"), context)
+    given = item.get(tags.content_tag if "content_tag" in named else "content")
+    content, reasoning, more_calls = _content(given, context)
     calls += more_calls
-    if calls and ROLES[name] != "assistant":
+    if calls and role != "assistant":
         raise Rejected(f"a {name} message with tool calls")
     if content is None and not calls:
         raise Rejected("the content of a message is null")
     for key in ("reasoning_content", "reasoning"):
         reasoning = context.text(item.get(key), key) or reasoning
-    return Message(ROLES[name], content or "", tuple(calls), reasoning or None, read_flag(item))
+    return Message(role, content or "", tuple(calls), reasoning or None, read_flag(item))
+
+
+def _role(name: Any, entry: DatasetEntry) -> Role:
+    """The role by OpenAI's name, or by one that the entry's tags give it."""
+    if isinstance(name, str):
+        for tag in entry.named & TURN_TAGS.keys():
+            if getattr(entry.tags, tag) == name:
+                return TURN_TAGS[tag]
+        if name in ROLES:
+            return ROLES[name]
+    shown = json.dumps(name, ensure_ascii=False, default=str)[:40]
+    raise Rejected(f"unknown role {shown}; known: {', '.join(ROLES)}")
 
 
 def _content(value: Any, context: RowContext) -> tuple[str | None, str | None, list[ToolCall]]:

@@ -22,7 +22,7 @@ from llmforge.data.formats.row import (
 )
 from llmforge.data.formats.turns import in_order, is_empty
 
-ROLES: dict[str, Role] = {
+TURN_TAGS: dict[str, Role] = {
     "user_tag": "user",
     "assistant_tag": "assistant",
     "observation_tag": "tool",
@@ -92,13 +92,13 @@ def _message(item: Any, context: RowContext) -> Message:
         calls = tuple(read_tool_call(call) for call in (calls if isinstance(calls, list) else [calls]))
         return Message("assistant", "", calls, train=read_flag(item))
     return Message(
-        ROLES[tag], context.text(item[content_key], f"the {content_key} of a message"), train=read_flag(item)
+        TURN_TAGS[tag], context.text(item[content_key], f"the {content_key} of a message"), train=read_flag(item)
     )
 
 
 def _tag_of(role: Any, entry: DatasetEntry) -> str:
-    for tag in ROLES:
+    for tag in TURN_TAGS:
         if getattr(entry.tags, tag) == role and role is not None:
             return tag
-    known = ", ".join(name for tag in ROLES if (name := getattr(entry.tags, tag)))
+    known = ", ".join(name for tag in TURN_TAGS if (name := getattr(entry.tags, tag)))
     raise Rejected(f"unknown role {json.dumps(role, ensure_ascii=False, default=str)[:40]}; known: {known}")
