@@ -262,7 +262,8 @@ ODD_BODIES = {
     "stream_options alone": ({"stream_options": {"include_usage": True}}, 400, "stream_options"),
     "json mode": ({"response_format": {"type": "json_object"}}, 400, "response_format"),
     "json schema": (
-        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}}, 400, "response_format",
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}},
+        400, "response_format",
     ),
     "json schema without one": ({"response_format": {"type": "json_schema"}}, 422, "response_format"),
     "contrastive": ({"decoder": "contrastive"}, 400, "decoder"),

@@ -116,7 +116,7 @@ class Chat:
                     if not quiet:
                         self._write(piece.text)
         finally:
-            if self.replies[name] and not quiet:
+            if not quiet and (self.replies[name] or reason):
                 self._write("\n")
         if reason == "length":
             self._note("[cut off at the longest reply allowed: max_new_tokens, max_length or the model's context]")

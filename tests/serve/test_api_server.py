@@ -1,0 +1,240 @@
+"""The whole server over a loopback port: a run folder of a tiny model, OpenAI's own client, real connections."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import openai
+import pytest
+import torch
+import transformers
+import uvicorn
+
+from llmforge.config.load import load_recipe
+from llmforge.errors import RecipeError
+from llmforge.infer.command import main as chat
+from llmforge.infer.local.engine import LocalEngine
+from llmforge.serve.app import create_app
+from llmforge.serve.command import main as api
+
+GREEDY = ["do_sample=false", "max_new_tokens=24"]
+QUESTION = "打印机卡纸了"
+
+
+@pytest.fixture(scope="module")
+def run_dir(tiny_model_dir, tmp_path_factory):
+    """What training leaves: an adapter, the recipe and a manifest that names base and template."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    base = transformers.AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", "o_proj"], init_lora_weights=False))
+    folder = tmp_path_factory.mktemp("runs") / "tuned"
+    adapted.save_pretrained(folder)
+    (folder / "manifest.json").write_text(
+        json.dumps({"base_model": str(tiny_model_dir), "base_folder": str(tiny_model_dir), "template": "chatml"})
+    )
+    (folder / "recipe.yaml").write_text(
+        f"model_name_or_path: {tiny_model_dir}\ntemplate: chatml\nfinetuning_type: lora\ndataset: [none.json]\n"
+    )
+    return folder
+
+
+class Server:
+    """uvicorn in a thread, with the engine at hand."""
+
+    def __init__(self, run_dir):
+        recipe = load_recipe([str(run_dir), *GREEDY, "served_model_name=tuned"], "api")
+        self.engine = LocalEngine.from_recipe(recipe)
+        from llmforge.infer.defaults import sampling_of
+
+        app = create_app(self.engine, defaults=sampling_of(recipe.generate), max_body_bytes=1 << 20)
+        self.server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+        self.thread = threading.Thread(target=self.server.run)
+        self.thread.start()
+        while not self.server.started:
+            time.sleep(0.01)
+        self.port = self.server.servers[0].sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.client = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
+
+    def ask(self, text=QUESTION, model="tuned", **settings):
+        return self.client.chat.completions.create(
+            model=model, messages=[{"role": "user", "content": text}], **settings
+        )
+
+    def becomes_idle(self, within_s=2.0):
+        ends_at = time.monotonic() + within_s
+        while time.monotonic() < ends_at:
+            stats = self.engine.stats()
+            if not stats.running and not stats.waiting:
+                return True
+            time.sleep(0.01)
+        return False
+
+
+@pytest.fixture(scope="module")
+def server(run_dir):
+    server = Server(run_dir)
+    yield server
+    server.server.should_exit = True
+    server.thread.join()
+
+
+def streamed(chunks):
+    return "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+
+
+def test_chat_plain_streamed_and_predict_give_the_same_greedy_text(server, run_dir, tmp_path, capsys):
+    from llmforge.eval.predict import predict
+
+    plain = server.ask().choices[0].message.content
+    assert plain
+    assert streamed(server.ask(stream=True)) == plain
+    capsys.readouterr()
+    assert chat([str(run_dir), *GREEDY, "--prompt", QUESTION]) == 0
+    assert capsys.readouterr().out == plain + "\n"
+    rows = [{"messages": [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "x"}]}]
+    (tmp_path / "test.json").write_text(json.dumps(rows, ensure_ascii=False))
+    words = [
+        str(run_dir),
+        *GREEDY,
+        f"eval_dataset={tmp_path / 'test.json'}",
+        "dataset=[]",
+        f"output_dir={tmp_path / 'p'}",
+    ]
+    result = predict(load_recipe([*words, "metrics=[exact_match]"], "predict"))
+    predictions = [json.loads(line) for line in result.path.read_text(encoding="utf-8").splitlines()]
+    assert predictions[0]["predict"] == plain
+
+
+def test_the_adapter_and_its_base_are_served_by_name(server, tiny_model_dir):
+    names = [model.id for model in server.client.models.list()]
+    assert names == ["tuned", tiny_model_dir.name]
+    assert server.ask().choices[0].message.content != server.ask(model=names[1]).choices[0].message.content
+
+
+def test_parallel_streams_do_not_mix(server):
+    texts = [f"question {i}" for i in range(8)]
+    alone = [streamed(server.ask(text, stream=True)) for text in texts]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda text: streamed(server.ask(text, stream=True)), texts))
+    assert together == alone
+    assert len(set(alone)) > 4
+
+
+def test_a_seed_repeats_the_reply_alone_and_among_others(server):
+    def draw(seed):
+        return server.ask(temperature=1.0, top_p=1.0, seed=seed).choices[0].message.content
+
+    first = draw(2020)
+    with ThreadPoolExecutor(4) as pool:
+        again = list(pool.map(draw, [1, 2020, 2, 2020]))
+    assert again[1] == again[3] == first
+    assert len({first, *again}) == 3
+
+
+def test_stop_strings_cut_in_streams_too(server):
+    whole = server.ask().choices[0].message.content
+    stop = whole[4:6]
+    cut = whole[: whole.index(stop)]
+    assert server.ask(stop=stop).choices[0].message.content == cut
+    chunks = list(server.ask(stop=[stop], stream=True))
+    assert streamed(chunks) == cut
+    assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+def test_a_prefix_is_continued(server):
+    whole = server.ask(max_tokens=8).choices[0].message.content
+    messages = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": whole}]
+    answer = server.client.chat.completions.create(model="tuned", messages=messages, max_tokens=8)
+    assert answer.usage.prompt_tokens > server.ask(max_tokens=8).usage.prompt_tokens
+    assert answer.choices[0].message.content
+
+
+def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(server):
+    with pytest.raises(openai.BadRequestError) as refused:
+        server.ask("printer " * 2000)
+    assert refused.value.code == "context_length_exceeded"
+    assert "512 tokens" in refused.value.message
+
+
+def test_a_token_outside_the_vocabulary_is_refused_by_field(server):
+    with pytest.raises(openai.BadRequestError) as refused:
+        server.ask(logit_bias={"99999": 5})
+    assert refused.value.param == "logit_bias"
+
+
+def test_a_closed_stream_frees_the_engine(server):
+    chunks = server.ask(stream=True, max_tokens=450, extra_body={"ignore_eos": True}, n=4)
+    next(iter(chunks))
+    chunks.close()
+    assert server.becomes_idle()
+    assert server.ask().choices[0].message.content
+
+
+def test_a_client_that_leaves_a_plain_request_frees_the_engine(server):
+    body = {"model": "tuned", "messages": [{"role": "user", "content": "hi"}], "n": 8, "max_tokens": 450}
+    text = json.dumps({**body, "ignore_eos": True}).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    before = server.engine.stats().completion_tokens
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(f"{head}Content-Length: {len(text)}\r\n\r\n".encode() + text)
+        while not server.engine.stats().running:
+            time.sleep(0.005)
+    assert server.becomes_idle()
+    assert server.engine.stats().completion_tokens - before < 8 * 450
+
+
+@pytest.mark.parametrize("megabytes", [2, 20])
+def test_a_large_body_gets_an_answer_not_a_broken_connection(server, megabytes):
+    for content in (b"x" * (megabytes << 20), (b"x" * 65536 for _ in range(megabytes * 16))):
+        response = httpx.post(f"{server.url}/v1/chat/completions", content=content)
+        assert response.status_code == 413
+        assert response.json()["error"]["code"] == "body_too_large"
+    assert server.ask().choices
+
+
+def test_a_taken_port_ends_in_one_line(server, run_dir):
+    with pytest.raises(RecipeError, match=f"port: {server.port} on 127.0.0.1 is in use"):
+        api([str(run_dir), *GREEDY, f"port={server.port}"])
+
+
+def test_other_machines_need_a_key(run_dir, monkeypatch):
+    monkeypatch.delenv("FORGE_API_KEY", raising=False)
+    with pytest.raises(RecipeError, match="FORGE_API_KEY"):
+        api([str(run_dir), *GREEDY, "host=0.0.0.0"])
+
+
+def test_sigterm_lets_a_running_stream_end_and_exits_0(run_dir):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llmforge.cli", "api", str(run_dir), *GREEDY, "port=0"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        address = process.stdout.readline().split(" on ")[1].split(" ")[0]
+        client = openai.OpenAI(base_url=address, api_key="none", max_retries=8)
+        stream = client.chat.completions.create(
+            model="tuned",
+            messages=[{"role": "user", "content": "hi"}],
+            max_tokens=400,
+            stream=True,
+            extra_body={"ignore_eos": True},
+        )
+        chunks = [next(iter(stream))]
+        process.send_signal(signal.SIGTERM)
+        chunks += list(stream)
+        assert chunks[-1].choices[0].finish_reason == "length"
+        assert process.wait(timeout=20) == 0
+    finally:
+        process.kill()
+        _, errors = process.communicate()
+    assert "Traceback" not in errors
