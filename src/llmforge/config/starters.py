@@ -14,7 +14,7 @@ finetuning_type: lora
 lora_rank: 8
 lora_target: all
 
-dataset: report_classify_en           # an entry of data/dataset_info.json, or a file
+dataset: report_classify_en_train     # an entry of data/dataset_info.json, or a file
 val_size: 0.1
 cutoff_len: 1024
 
@@ -34,7 +34,7 @@ save_strategy: epoch
 stage: sft
 finetuning_type: full
 
-dataset: report_classify_en
+dataset: report_classify_en_train
 val_size: 0.1
 cutoff_len: 1024
 
@@ -54,7 +54,7 @@ gradient_checkpointing: true
 stage: pt
 finetuning_type: full
 
-dataset: corpus_en                    # .txt, .jsonl with a text column, or an entry of data/dataset_info.json
+dataset: handbook_corpus              # .txt, .jsonl with a text column, or an entry of data/dataset_info.json
 cutoff_len: 1024
 packing: true
 
@@ -68,7 +68,7 @@ num_train_epochs: 1
 {MODEL}adapter_name_or_path: []               # for example runs/sft
 template: auto
 
-eval_dataset: report_classify_en
+eval_dataset: report_classify_en_test
 max_samples: 100
 
 metrics: [exact_match, label]
