@@ -180,6 +180,12 @@ def test_text_files_need_no_mapping_at_stage_pt(tmp_path):
     assert [e.text for e in read_examples(resolve_dataset(whole, {}), stage="pt")[0]] == ["one\ntwo\n"]
 
 
+def test_stage_pt_says_that_it_leaves_replies_aside(tmp_path):
+    examples, report = read(tmp_path, qa(1), "pt")
+    assert examples[0].text == "q0"
+    assert "stage pt learns the prompt columns; 'output' is not read" in report.notes[0]
+
+
 @pytest.mark.parametrize(
     ("stage", "entry", "words"),
     [

@@ -51,6 +51,9 @@ def read_examples(
     report.notes += notes
     _check_stage(entry, stage)
     _check_columns(entry, [row for _, row in head], group_by)
+    reply = entry.columns.response if stage == "pt" and entry.formatting == "alpaca" else None
+    if reply and any(isinstance(row, dict) and row.get(reply) for _, row in head):
+        report.notes.append(f"dataset {entry.name!r}: stage pt learns the prompt columns; {reply!r} is not read")
     rows = chain(head, rows)
     if entry.num_samples:
         rows = _draw(list(rows), entry.num_samples, seed)

@@ -59,9 +59,9 @@ def read_message(item: Any, context: RowContext) -> Message:
 def _role(name: Any, entry: DatasetEntry) -> Role:
     """The role by OpenAI's name, or by one that the entry's tags give it."""
     if isinstance(name, str):
-        for tag in entry.named & TURN_TAGS.keys():
-            if getattr(entry.tags, tag) == name:
-                return TURN_TAGS[tag]
+        for tag, role in TURN_TAGS.items():
+            if tag in entry.named and getattr(entry.tags, tag) == name:
+                return role
         if name in ROLES:
             return ROLES[name]
     shown = json.dumps(name, ensure_ascii=False, default=str)[:40]
