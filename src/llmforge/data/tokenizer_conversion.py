@@ -115,7 +115,7 @@ def from_sentencepiece(path: Path) -> Tokenizer:
     else:
         scored = [(text, score) for text, score, _ in model.pieces]
         tokenizer = Tokenizer(models.Unigram(scored, unknown, byte_fallback=model.byte_fallback))
-    steps = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
+    steps: list[normalizers.Normalizer] = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
     steps += [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Strip()] if model.squeeze_spaces else []
     steps += [normalizers.Prepend("▁")] if model.dummy_prefix else []
     tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
