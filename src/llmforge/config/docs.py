@@ -1,12 +1,17 @@
-"""docs/keys.md from the schema: `python -m llmforge.config.docs` writes it, a test says when it is stale."""
+"""docs/keys.md and recipes/forge.schema.json from the schema: `python -m llmforge.config.docs` writes both.
+
+Tests say when one is stale.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from llmforge.config import aliases
 from llmforge.config.help import default_words
+from llmforge.config.json_schema import recipe_schema
 from llmforge.config.keys import GROUPS, READS, Key, keys, keys_of
 from llmforge.config.training_arguments import HANDED_ON
 from llmforge.config.values import optional, range_words, type_words
@@ -19,6 +24,11 @@ Made from the code by `python -m llmforge.config.docs`. `forge-cli recipe explai
 own (`launch: {nproc: 2}`, or `launch.nproc=2` on the command line). `null` sets a key back to its default.
 A key that another command reads is allowed; a key that nobody reads is an error.
 """
+
+
+def schema_file() -> str:
+    """The JSON Schema that the shipped recipes name in their first line."""
+    return json.dumps(recipe_schema(), ensure_ascii=False, indent=2) + "\n"
 
 
 def keys_page() -> str:
@@ -75,6 +85,8 @@ def _table(title: str, head: Iterable[str], rows: Iterable[Iterable[str]]) -> st
 
 
 if __name__ == "__main__":
-    page = Path(__file__).parents[3] / "docs/keys.md"
-    page.write_text(keys_page(), encoding="utf-8")
-    print(page)
+    root = Path(__file__).parents[3]
+    made = {"docs/keys.md": keys_page(), "recipes/forge.schema.json": schema_file()}
+    for name, text in made.items():
+        (root / name).write_text(text, encoding="utf-8")
+        print(root / name)
