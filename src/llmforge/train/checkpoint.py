@@ -21,7 +21,7 @@ def seal(temporary: Path, final: Path) -> None:
     files = {}
     for path in sorted(p for p in temporary.rglob("*") if p.is_file()):
         files[path.relative_to(temporary).as_posix()] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
-    atomic_write(temporary / FILES, json.dumps({"files": files}, indent=1) + "\n")
+    atomic_write(temporary / FILES, json.dumps({"files": files}, indent=1))  # no line end: cut anywhere it is no JSON
     settle_dir(temporary, final)
 
 

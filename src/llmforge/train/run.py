@@ -66,18 +66,19 @@ def run(recipe: Recipe) -> Path:
     folder = RunDir(Path(recipe.train.output_dir))
     report = Report(folder, rank)
     stop = _stop_signal(report)
-    if rank:
-        return _OneRun(recipe, folder, report, stop).train()
-    folder.make()
-    with folder.lock() as notice:
-        if not recipe.train.resume_from_checkpoint:
-            RunDir.create(folder.path, overwrite=recipe.train.overwrite_output_dir)
-        report.start(stage=recipe.finetune.stage, model=recipe.model.model_name_or_path)
-        if notice:
-            report.say(notice)
-        with _told(report, recipe):
-            atomic_write(folder.recipe_path, dump_recipe(recipe))
+    with stop.installed():
+        if rank:
             return _OneRun(recipe, folder, report, stop).train()
+        folder.make()
+        with folder.lock() as notice:
+            if not recipe.train.resume_from_checkpoint:
+                RunDir.create(folder.path, overwrite=recipe.train.overwrite_output_dir)
+            report.start(stage=recipe.finetune.stage, model=recipe.model.model_name_or_path)
+            if notice:
+                report.say(notice)
+            with _told(report):
+                atomic_write(folder.recipe_path, dump_recipe(recipe))
+                return _OneRun(recipe, folder, report, stop).train()
 
 
 def _quieten_libraries() -> None:
@@ -95,13 +96,11 @@ def _stop_signal(report: Report) -> StopSignal:
     def second(number: int) -> None:
         report.state(state="stopped", error="stopped at once by a second signal; the step was not saved")
 
-    stop = StopSignal(first, second)
-    stop.install()
-    return stop
+    return StopSignal(first, second)
 
 
 @contextlib.contextmanager
-def _told(report: Report, recipe: Recipe) -> Iterator[None]:
+def _told(report: Report) -> Iterator[None]:
     """Whatever ends the run stands in run.json."""
     try:
         yield
@@ -164,7 +163,7 @@ class _OneRun:
         self.stop.deferred = True
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         self.stop.deferred = False
-        if trainer.stop_agreed:
+        if trainer.agreed_signal:
             raise self._stopped(trainer)
         return self._finish(trainer, loaded)
 
@@ -263,7 +262,7 @@ class _OneRun:
         )
 
     def _stopped(self, trainer: ForgeTrainer) -> StoppedByUser:
-        number = self.stop.received or signal.SIGTERM
+        self.report.state(step=trainer.state.global_step)
         name = f"checkpoint-{trainer.state.global_step}"
         saved = str(self.folder.path / name)
         if trainer.args.save_only_model:
@@ -275,7 +274,7 @@ class _OneRun:
                 f"stopped: {saved} is saved. Go on with:\n"
                 f"  forge-cli train {self.folder.path} resume_from_checkpoint=true"
             )
-        return StoppedByUser(number, saved)
+        return StoppedByUser(trainer.agreed_signal, saved)
 
     def _finish(self, trainer: ForgeTrainer, loaded: LoadedModel) -> Path:
         """Save the result, then train_results.json, whose presence says that everything is there."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # A launcher and a terminal may both pass on the same Ctrl-C; signals so close together are one wish.
@@ -37,9 +39,18 @@ class StopSignal:
         self._received_at = 0.0
         self._on_first, self._on_second = on_first, on_second
 
-    def install(self) -> None:
-        for number in SIGNALS:
-            signal.signal(number, self._handle)
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Listen while the block runs; outside of the main thread, where Python allows no handlers, do nothing."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _handle(self, number: int, frame: object) -> None:
         now = time.monotonic()

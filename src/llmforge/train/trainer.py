@@ -30,7 +30,7 @@ from llmforge.train.generation import ReplyScores
 from llmforge.train.losses import Stage
 from llmforge.train.meter import Meter
 from llmforge.train.steps import StepPlan, StepShape, step_loader
-from llmforge.train.stop import StopSignal
+from llmforge.train.stop import SIGNALS, StopSignal
 
 
 class EvaluationAbandoned(Exception):
@@ -75,7 +75,7 @@ class ForgeTrainer(Trainer):
         self.loraplus, self.nan_policy = loraplus, nan_policy
         self.early_stopping, self.say = early_stopping, say
         self.meter = meter
-        self.stop_agreed = False
+        self.agreed_signal = 0  # the signal all ranks know about and stop at
         super().__init__(
             model=model, args=args, train_dataset=plan, eval_dataset=eval_sets or None, callbacks=callbacks
         )
@@ -107,10 +107,12 @@ class ForgeTrainer(Trainer):
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()
         real = [batch for batch in inputs if batch.num_rows]
-        count, tokens, stops = self._sum_over_ranks(
-            sum(self.stage.count(batch) for batch in real), sum(batch.num_tokens for batch in real), self.stop.received
+        count, tokens, *wishes = self._sum_over_ranks(
+            sum(self.stage.count(batch) for batch in real),
+            sum(batch.num_tokens for batch in real),
+            *(self.stop.received == number for number in SIGNALS),
         )
-        self.stop_agreed = stops > 0
+        self.agreed_signal = next((number for number, wish in zip(SIGNALS, wishes, strict=True) if wish), 0)
         scale = self.args.world_size / max(count, 1)  # DDP and DeepSpeed average over the ranks
         total = torch.zeros((), dtype=torch.float64)
         for number, batch in enumerate(inputs, start=1):
@@ -235,8 +237,9 @@ class ForgeTrainer(Trainer):
 
     def _maybe_log_save_evaluate(self, *args: Any, **options: Any) -> None:
         """As in Trainer, but a stop signal comes before an evaluation, and ends one that runs."""
-        if self.stop_agreed or (self.stop.received and self.args.world_size == 1):
-            self.stop_agreed = True
+        if self.args.world_size == 1:
+            self.agreed_signal = self.stop.received
+        if self.agreed_signal:
             self.control.should_evaluate = False
             self.control.should_save = self.control.should_training_stop = True
         evaluates = self.control.should_evaluate
@@ -245,7 +248,8 @@ class ForgeTrainer(Trainer):
             if evaluates and self.early_stopping:
                 self._stop_early(self.early_stopping)
         except EvaluationAbandoned:
-            self.stop_agreed = self.control.should_training_stop = True
+            self.agreed_signal = self.stop.received
+            self.control.should_training_stop = True
             self._save_checkpoint(self.model, None)
 
     def _stop_early(self, patience: int) -> None:
@@ -259,7 +263,7 @@ class ForgeTrainer(Trainer):
             self.control.should_training_stop = True
 
     def _load_best_model(self) -> None:
-        if not self.stop_agreed:  # a stopped run is gone on with, not finished
+        if not self.agreed_signal:  # a stopped run is gone on with, not finished
             super()._load_best_model()
 
     # Checkpoints
