@@ -184,7 +184,8 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "ascend/qwen3_lora_sft_fsdp": (
         "train",
-        TRAIN | {"lora_rank": 10, "lora_alpha": 16, "lora_dropout": 0.0, "lora_target": "q_proj, k_proj, v_proj, o_proj",
+        TRAIN | {"lora_rank": 10, "lora_alpha": 16, "lora_dropout": 0.0,
+                 "lora_target": "q_proj, k_proj, v_proj, o_proj",
                  "dataset_dir": "data", "val_size": 0.0, "packing": False, "logging_dir": "saves/qwen3/runs",
                  "warmup_ratio": None, "warmup_steps": 0, "max_grad_norm": 1.0},
     ),
@@ -227,7 +228,7 @@ def load_as_llama_factory_would(name: str) -> str | None:
             Path("recipe.yaml").write_text(recipe_text(keys), encoding="utf-8")
             load_recipe(["recipe.yaml"], command)
         except RecipeError as error:
-    XX
+            return "; ".join(re.sub(r"^  (line \d+: )?", "", line) for line in str(error).splitlines()[1:])
         finally:
             os.chdir(before)
     return None
