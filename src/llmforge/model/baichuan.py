@@ -2,7 +2,8 @@
 
 Source: modeling_baichuan.py beside the weights of baichuan-inc/Baichuan2-7B-Chat. Differences from Llama: q, k and v
 lie in one matrix `W_pack` (rows in this order), and Baichuan2's output head (`NormHead`) divides each row of its weight
-by the row's norm before use, which is done once here. The 13B models use ALiBi instead of rotary positions: no Llama.
+by the row's norm before use. That is done once here, so a head that learns is free to leave the unit sphere. The 13B
+models use ALiBi instead of rotary positions, so they are no Llama.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ KEPT_SETTINGS = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings",
     "hidden_act", "initializer_range", "rms_norm_eps", "vocab_size", "bos_token_id", "eos_token_id", "pad_token_id",
 )  # fmt: skip
-BAICHUAN2_VOCABULARY = 125696  # Baichuan-1 has 64000 tokens and a plain head
+BAICHUAN2_VOCABULARY = 125696
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "special_tokens_map.json", "generation_config.json")
 
 
@@ -88,7 +89,8 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _has_norm_head(config: dict[str, Any]) -> bool:
-    return config["vocab_size"] >= BAICHUAN2_VOCABULARY or config.get("tokenizer_class") == "Baichuan2Tokenizer"
+    """Baichuan2 has it; Baichuan-1, with 64000 tokens and no z loss in its config, has a plain head."""
+    return config["vocab_size"] == BAICHUAN2_VOCABULARY or "z_loss_weight" in config
 
 
 def _pickled_shards(folder: Path) -> list[Path]:

@@ -66,7 +66,7 @@ def load_model(recipe: Recipe, *, for_training: bool) -> LoadedModel:
     ]
     tokenizer, template = load_text(recipe, folder)
     model = load_base(recipe, folder, dtype, device)
-    grown = _grow(model, tokenizer, recipe.model)
+    grown = grow_embeddings(model, len(tokenizer)) if recipe.model.resize_vocab else 0
     if not for_training:
         return LoadedModel(attach_adapters(model, adapters).eval(), tokenizer, template, folder)
     finetune = recipe.finetune
@@ -112,23 +112,29 @@ def load_base(recipe: Recipe, folder: Path, dtype: torch.dtype, device: torch.de
     quantized = "quantization_config" in options or hasattr(model_config, "quantization_config")
     if device.type == "cuda" and not _partitioned():
         options["device_map"] = {"": device}
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()  # what its table of keys would show is checked below
     try:
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
     except ImportError as error:
         raise RecipeError(f"model_name_or_path: {folder.name} needs a package: {_first_line(error)}") from None
     except (ValueError, RuntimeError) as error:
-        if (
-            quantized
-            or "does not support" in str(error)
-            or "Unrecognized" in str(error)
-            or "size mismatch" in str(error)
-        ):
+        if "mismatch" in str(error):
+            raise RecipeError(
+                f"model_name_or_path: {folder}: config.json and the weights disagree about shapes"
+            ) from error
+        if quantized or "does not support" in str(error) or "Unrecognized" in str(error):
             raise RecipeError(f"model_name_or_path: {folder} cannot be loaded: {_first_line(error)}") from error
         raise
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
     model, info = loaded
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise RecipeError(f"{folder}: {len(missing)} weights of the model are missing, for example {missing[0]}")
+    if info["unexpected_keys"]:
+        extra = sorted(info["unexpected_keys"])
+        say(f"{folder.name}: {len(extra)} tensors of the files are not used, for example {extra[0]}")
     if "device_map" not in options and not quantized and not _partitioned():
         model = model.to(device)
     return model
@@ -192,17 +198,6 @@ def embedding_names(model: Any) -> list[str]:
         modules.append(head)
     names = {module: name.rpartition(".")[2] for name, module in model.named_modules()}
     return [names[module] for module in modules]
-
-
-def _grow(model: Any, tokenizer: Tokenizer, config: ModelConfig) -> int:
-    rows = model.get_input_embeddings().weight.shape[0]
-    if config.resize_vocab:
-        return grow_embeddings(model, len(tokenizer))
-    if rows and (config.add_tokens or config.add_special_tokens) and len(tokenizer) > rows:
-        raise RecipeError(
-            f"add_tokens: the embeddings have {rows} rows for {len(tokenizer)} tokens; say resize_vocab: true"
-        )
-    return 0
 
 
 def _quantization(config: ModelConfig, model_config: Any, dtype: torch.dtype) -> Any:

