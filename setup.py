@@ -17,21 +17,27 @@ EXTRAS = {
     "gguf": ["gguf>=0.17"],
     "sentencepiece": ["sentencepiece>=0.2", "protobuf>=4.25", "tiktoken>=0.7"],
     "bitsandbytes": ["bitsandbytes>=0.45"],
-    "plot": ["matplotlib>=3.8"],
     "modelscope": ["modelscope>=1.20"],
 }
-EXTRAS["all"] = sorted({p for name in ("serve", "data", "eval", "gguf", "sentencepiece", "plot") for p in EXTRAS[name]})
+EXTRAS["all"] = sorted({p for name in ("serve", "data", "eval", "gguf", "sentencepiece") for p in EXTRAS[name]})
 EXTRAS["dev"] = [
     *EXTRAS["all"],
     *EXTRAS["deepspeed"],
     "pytest>=8",
     "pytest-cov>=5",
     "httpx>=0.27",
+    "hypothesis>=6.100",
     "jsonschema>=4.20",
     "ruff>=0.8",
     "mypy>=1.11",
     "types-PyYAML",
 ]
+
+SHIPPED = {
+    "configs": ["**/*.json"],
+    "recipes": ["**/*.yaml", "*.json"],
+    "data": ["*.json", "*.jsonl", "*.csv", "*.txt", "*.py", "words/*.yaml"],
+}
 
 setup(
     name="llmforge",
@@ -41,8 +47,10 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    package_dir={"": "src"},
-    packages=find_packages("src"),
+    # configs/, recipes/ and data/ travel with a wheel as llmforge/shipped/...; config/paths.py finds them in both places.
+    package_dir={"": "src", **{f"llmforge.shipped.{name}": name for name in SHIPPED}},
+    packages=[*find_packages("src"), *(f"llmforge.shipped.{name}" for name in SHIPPED)],
+    package_data={f"llmforge.shipped.{name}": patterns for name, patterns in SHIPPED.items()},
     install_requires=[
         "torch>=2.11",
         "transformers>=5.17",
@@ -57,6 +65,7 @@ setup(
         "pyyaml>=6.0",
         "numpy>=1.26",
         "filelock>=3.13",
+        "matplotlib>=3.8",
     ],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["forge-cli = llmforge.cli:main"]},

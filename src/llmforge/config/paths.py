@@ -23,7 +23,7 @@ DEEPSPEED_NAMES = {
 
 def bundled(relative: str) -> Path | None:
     """A file or folder shipped with Forge, for example "configs/deepspeed"; in a checkout or in an installed wheel."""
-    for root in (PACKAGE, PACKAGE.parents[1]):
+    for root in (PACKAGE / "shipped", PACKAGE.parents[1]):  # the wheel's place, the checkout's
         if (root / relative).exists():
             return root / relative
     return None
