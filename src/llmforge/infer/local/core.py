@@ -6,13 +6,13 @@ import dataclasses
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from llmforge.errors import RecipeError
-from llmforge.infer.local.forward import CachedForward, base_of, context_length
+from llmforge.infer.local.forward import CachedForward
+from llmforge.infer.local.live import base_of, context_length, evaluating, model_stop_ids, using_adapter
 from llmforge.infer.local.reply import GrowingReply, Job, Reply
 from llmforge.infer.local.sampler import Sampler
 from llmforge.infer.local.text import ReplyText, StopStrings, TextStream
@@ -64,7 +64,7 @@ class LocalCore:
         self.max_rows, self.token_budget, self.skip_special = max_rows, token_budget, skip_special
         self.context_length = context_length(model)
         self.stop_strings = template.stop_strings(tokenizer)
-        self.stop_ids = frozenset([*template.stop_ids(tokenizer), *_model_stop_ids(model)])
+        self.stop_ids = frozenset([*template.stop_ids(tokenizer), *model_stop_ids(model)])
         self.vocab_size = base_of(model).get_input_embeddings().weight.shape[0]
 
     def capabilities(self) -> Capabilities:
@@ -251,12 +251,6 @@ def check_sampling(sampling: Sampling, vocab_size: int) -> None:
             raise RequestError(f"{name}: got {getattr(sampling, name)!r}, expected {expected}", param=name)
 
 
-def _model_stop_ids(model: Any) -> list[int]:
-    """The ends of text that the model's generation config names."""
-    ids = getattr(getattr(base_of(model), "generation_config", None), "eos_token_id", None)
-    return [ids] if isinstance(ids, int) else list(ids or ())
-
-
 def _prefill(forward: CachedForward, prompts: Sequence[Sequence[int]]) -> Tensor:
     """Logits after each prompt; equal prompts (n replies to one) are computed once."""
     different = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
@@ -273,28 +267,3 @@ def _interrupted(replies: Sequence[GrowingReply]) -> Iterator[tuple[GrowingReply
     for reply in replies:
         if not reply.ended and (piece := reply.interrupted()) is not None:
             yield reply, piece
-
-
-@contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Dropout off inside; every module's mode as before afterwards, so that roll-outs can use a model in training."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
-def using_adapter(model: Any, name: str | None) -> Iterator[None]:
-    """Run with one PEFT adapter, with none (""), or with the module as it stands (None)."""
-    if name is None or not hasattr(model, "disable_adapter"):
-        yield
-    elif name == "":
-        with model.disable_adapter():
-            yield
-    else:
-        model.set_adapter(name)
-        yield

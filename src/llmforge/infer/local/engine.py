@@ -9,17 +9,14 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import itertools
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from pathlib import Path
+from collections.abc import AsyncGenerator, Callable
 
 from llmforge.config.schema import Recipe
-from llmforge.errors import RecipeError
-from llmforge.infer.local.core import LocalCore
 from llmforge.infer.local.reply import Job
+from llmforge.infer.local.served import ServedModels
 from llmforge.infer.protocol import (
     Capabilities,
     Conversation,
@@ -61,14 +58,12 @@ class LocalEngine:
     """A model of this process behind the engine protocol.
 
     Args:
-        core: its `served` names are the engine's.
-        cards: what `models()` lists, the one that chat takes first.
+        served: the core and the names it answers to.
         max_queue: requests that may wait; one more raises EngineBusy.
     """
 
-    def __init__(self, core: LocalCore, cards: Sequence[ModelCard], *, max_queue: int = 64):
-        self.core, self.max_queue = core, max_queue
-        self._cards = {card.id: card for card in cards}
+    def __init__(self, served: ServedModels, *, max_queue: int = 64):
+        self.served, self.core, self.max_queue = served, served.core, max_queue
         self._changed = threading.Condition()
         self._admitted = 0  # requests between arrival and the worker
         self._waiting: list[Ticket] = []
@@ -78,7 +73,6 @@ class LocalEngine:
         self._thread: threading.Thread | None = None
         self._batch_s = 1.0  # how long the last batch took
         self._prompt_tokens = self._completion_tokens = 0
-        self._adapter_names = (f"served_{number}" for number in itertools.count())  # PEFT's own allow no dots
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> LocalEngine:
@@ -87,21 +81,7 @@ class LocalEngine:
         Raises:
             RecipeError: what cannot be loaded; two models of one name.
         """
-        from llmforge.model.loading import load_model
-
-        loaded = load_model(recipe, for_training=False)
-        core = LocalCore(
-            loaded.model, loaded.tokenizer, loaded.template, served={}, skip_special=recipe.generate.skip_special_tokens
-        )
-        engine = cls(core, [], max_queue=recipe.serve.max_queue)
-        base = short_name(recipe.model.model_name_or_path or str(loaded.folder))
-        own = recipe.model.adapter_name_or_path[-1:]
-        if own:
-            engine._add(recipe.serve.served_model_name or short_name(own[0]), base, loaded.model.active_adapter, own[0])
-        engine._add(base if own else recipe.serve.served_model_name or base, base, "", None)
-        for name, path in recipe.serve.adapters.items():
-            engine._attach(name, str(path))
-        return engine
+        return cls(ServedModels.from_recipe(recipe), max_queue=recipe.serve.max_queue)
 
     async def start(self) -> None:
         """Start the worker."""
@@ -165,14 +145,14 @@ class LocalEngine:
         Raises:
             RecipeError: the name is taken, or the adapter does not fit the base.
         """
-        await self._in_worker(lambda: self._attach(name, path))
+        await self._in_worker(lambda: self.served.attach(name, path))
 
     async def unload_adapter(self, name: str) -> None:
         """Serve an adapter no longer; requests for it that wait are refused."""
         await self._in_worker(lambda: self._detach(name))
 
     def models(self) -> list[ModelCard]:
-        return list(self._cards.values())
+        return self.served.cards
 
     def capabilities(self) -> Capabilities:
         return self.core.capabilities()
@@ -283,36 +263,10 @@ class LocalEngine:
             for ticket in again:
                 self._run([ticket])
 
-    def _add(self, name: str, base: str, adapter: str, path: str | None) -> None:
-        if name in self._cards:
-            raise RecipeError(f"two served models are called {name!r}; set served_model_name or rename one of adapters")
-        assert self.core.served is not None
-        self.core.served[name] = adapter
-        self._cards[name] = ModelCard(name, base, path, self.core.context_length or 0)
-
-    def _attach(self, name: str, path: str) -> None:
-        from llmforge.model.adapters import attach_adapter
-
-        if name in self._cards:
-            raise RecipeError(f"adapters: a model called {name!r} is served already")
-        inner = next(self._adapter_names)
-        self.core.model = attach_adapter(self.core.model, Path(path), inner)
-        self._add(name, next((card.base for card in self._cards.values()), name), inner, path)
-
     def _detach(self, name: str) -> None:
-        card = self._cards.get(name)
-        if card is None or card.adapter is None or self.core.served is None:
-            raise UnknownModel(name, [card.id for card in self._cards.values() if card.adapter])
-        inner = self.core.served.pop(name)
-        del self._cards[name]
+        inner = self.served.detach(name)
         with self._changed:
             for ticket in [ticket for ticket in self._waiting if ticket.job.adapter == inner]:
                 self._waiting.remove(ticket)
                 self._admitted -= 1
-                ticket.put(UnknownModel(name, list(self._cards)))
-        self.core.model.delete_adapter(inner)
-
-
-def short_name(path: str) -> str:
-    """What a model or adapter is called unless the recipe says: the last part of its path or id, without .gguf."""
-    return Path(path.rstrip("/")).name.removesuffix(".gguf") or path
+                ticket.put(UnknownModel(name, list(self.served.table)))

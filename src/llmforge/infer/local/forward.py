@@ -10,19 +10,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from llmforge.infer.local.live import base_of
 from llmforge.infer.protocol import RequestError
-
-
-def base_of(model: Any) -> Any:
-    """The transformers model under a PeftModel, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def context_length(model: Any) -> int | None:
-    """Tokens that the model's position scheme reaches; None where the config names no limit (ALiBi)."""
-    config = base_of(model).config.get_text_config(decoder=True)
-    names = ("max_position_embeddings", "seq_length", "max_seq_len", "n_positions")
-    return next((int(value) for name in names if (value := getattr(config, name, None))), None)
 
 
 class CachedForward:
