@@ -35,7 +35,7 @@ def training_arguments(recipe: Recipe) -> tuple[TrainingArguments, list[str]]:
     Raises:
         RecipeError: a key that the class does not have, or a combination it refuses.
     """
-    train, notices = recipe.train, []
+    train, notices = recipe.train, list[str]()
     use_cpu = recipe.model.device == "cpu" or not torch.cuda.is_available()
     known = {field.name for field in dataclasses.fields(TrainingArguments)}
     names = {field.name for field in dataclasses.fields(train)} & known - set(OURS)

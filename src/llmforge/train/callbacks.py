@@ -48,13 +48,12 @@ class JsonlLog(TrainerCallback):
         ]
         self.run.log_path.write_text("".join(kept), encoding="utf-8")
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **about: Any) -> None:
+        logs = about["logs"]
         if not state.is_world_process_zero or not ("loss" in logs or "eval_loss" in logs):
             return
         gone, left = self.pace.times(state.global_step, state.max_steps)
-        line = {"current_steps": state.global_step, "total_steps": state.max_steps}
+        line: dict[str, Any] = {"current_steps": state.global_step, "total_steps": state.max_steps}
         line |= {"lr" if key == "learning_rate" else key: _finite(value) for key, value in logs.items()}
         line |= {
             "epoch": round(state.epoch or 0.0, 4),
@@ -78,9 +77,8 @@ class ProgressLine(TrainerCallback):
         self.run, self.console, self.pace, self.meter = run, console, pace, meter
         self._written_at = 0.0
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **about: Any) -> None:
+        logs = about["logs"]
         if "eval_loss" in logs:
             hidden = ("epoch", "eval_runtime")
             scores = [f"{k} {v:.4g}" for k, v in logs.items() if k not in hidden and isinstance(v, (int, float))]
@@ -112,9 +110,8 @@ class Watch(TrainerCallback):
         if self.meter.last_norm is not None:
             self._say(state, self.alarms.norm(state.global_step, self.meter.last_norm))
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **about: Any) -> None:
+        logs = about["logs"]
         if "loss" in logs:
             self._say(state, self.alarms.loss(state.global_step, logs["loss"]))
 

@@ -62,7 +62,7 @@ def find_checkpoint(run: RunDir, wanted: bool | str | None) -> tuple[Path | None
                 f"resume_from_checkpoint: {problem}; give another checkpoint, or true for the newest whole one"
             )
         return Path(wanted), []
-    notices = []
+    notices: list[str] = []
     for folder in run.checkpoints():
         problem = damage(folder)
         if problem is None:

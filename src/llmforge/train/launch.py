@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import MutableMapping, Sequence
+from pathlib import Path
 
 from llmforge.config.schema import Recipe
 from llmforge.errors import ForgeError, RecipeError
@@ -94,7 +95,7 @@ def _under_torchrun(words: Sequence[str], recipe: Recipe, ranks: int) -> int:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     print(f"forge-cli: {ranks} ranks: {' '.join(command[2:])}", file=sys.stderr, flush=True)
     process = subprocess.Popen(command, env=environment, start_new_session=True)
-    folder = RunDir(recipe.train.output_dir or ".")
+    folder = RunDir(Path(recipe.train.output_dir or "."))
     signals: list[int] = []
 
     def forward(number: int, frame: object) -> None:

@@ -15,6 +15,7 @@ class Meter:
     supervised: int = 0
     total_tokens: int = 0
     total_supervised: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)  # sums over steps of the stage's own means
     last_loss: float = float("nan")  # of the last step, nats
     last_norm: float | None = None  # gradient norm of the last step, before clipping
     started_at: float = field(default_factory=time.perf_counter)
@@ -28,11 +29,16 @@ class Meter:
             self.longest_s = max(self.longest_s, now - self.seen_at)
         self.seen_at = now
 
-    def add(self, tokens: int, supervised: int) -> None:
+    def add(self, tokens: int, supervised: int, means: dict[str, float]) -> None:
+        """Count a step; `means` are its loss and the stage's own metrics."""
         self.touch()
         self.steps += 1
         self.tokens += tokens
         self.supervised += supervised
+        self.last_loss = means["loss"]
+        for name, value in means.items():
+            if name != "loss":
+                self.metrics[name] = self.metrics.get(name, 0.0) + value
         self.total_tokens += tokens
         self.total_supervised += supervised
 
@@ -41,7 +47,7 @@ class Meter:
         self.started_at += seconds
 
     def take(self) -> dict[str, float]:
-        """tokens_per_second (padding not counted), supervised_tokens and mean step_ms since the last call."""
+        """tokens_per_second (padding not counted), supervised_tokens, mean step_ms and metrics since the last call."""
         now = time.perf_counter()
         elapsed = max(now - self.started_at, 1e-9)
         taken = {
@@ -49,6 +55,8 @@ class Meter:
             "supervised_tokens": self.supervised,
             "step_ms": round(1000 * elapsed / max(self.steps, 1), 1),
         }
+        taken |= {name: value / max(self.steps, 1) for name, value in self.metrics.items()}
+        self.metrics = {}
         self.steps = self.tokens = self.supervised = 0
         self.started_at = now
         return taken

@@ -22,12 +22,12 @@ from llmforge.config.schema import FinetuneConfig
 from llmforge.data.example import EncodedSet
 from llmforge.data.plan import Batch
 from llmforge.errors import RecipeError, RunError
-from llmforge.model.adapters import loraplus_groups
+from llmforge.model.adapters import count_parameters, loraplus_groups
 from llmforge.model.forward import token_scores
 from llmforge.runs import RunDir
 from llmforge.train.checkpoint import prune, seal
 from llmforge.train.generation import ReplyScores
-from llmforge.train.losses import Stage
+from llmforge.train.losses import LossSum, Stage
 from llmforge.train.meter import Meter
 from llmforge.train.steps import StepPlan, StepShape, step_loader
 from llmforge.train.stop import SIGNALS, StopSignal
@@ -74,7 +74,8 @@ class ForgeTrainer(Trainer):
         self.compute_accuracy, self.reply_scores = compute_accuracy, reply_scores
         self.loraplus, self.nan_policy = loraplus, nan_policy
         self.early_stopping, self.say = early_stopping, say
-        self.meter = meter
+        self.meter, self.eval_sets = meter, eval_sets
+        self.forge_model: Any = model  # the unwrapped model
         self.agreed_signal = 0  # the signal all ranks know about and stop at
         super().__init__(
             model=model, args=args, train_dataset=plan, eval_dataset=eval_sets or None, callbacks=callbacks
@@ -90,23 +91,25 @@ class ForgeTrainer(Trainer):
         # The range comes first: when it ends, zip must not have taken a step that nobody computes.
         return [batches for _, batches in zip(range(num_batches), epoch_iterator, strict=False)], None
 
-    def floating_point_ops(self, inputs: list[Batch]) -> int:
+    def floating_point_ops(self, inputs: Any) -> int:
         """6 per parameter and token (forward 2, backward 4), the usual estimate for dense models."""
         tokens = sum(batch.num_tokens for batch in inputs if batch.num_rows)
         return 6 * tokens * self._num_parameters
 
     @functools.cached_property
     def _num_parameters(self) -> int:
-        return sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters())
+        return count_parameters(self.forge_model)[1]
 
     # One optimizer step
 
-    def training_step(self, model: nn.Module, inputs: list[Batch], num_items_in_batch: Any = None) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """All passes of one optimizer step; returns the mean loss over the global batch."""
+        batches: list[Batch] = inputs
         model.train()
-        if callable(getattr(self.optimizer, "train", None)):
-            self.optimizer.train()
-        real = [batch for batch in inputs if batch.num_rows]
+        schedule_free = getattr(self.optimizer, "train", None)
+        if callable(schedule_free):  # such an optimizer keeps two sets of weights
+            schedule_free()
+        real = [batch for batch in batches if batch.num_rows]
         count, tokens, *wishes = self._sum_over_ranks(
             sum(self.stage.count(batch) for batch in real),
             sum(batch.num_tokens for batch in real),
@@ -114,20 +117,29 @@ class ForgeTrainer(Trainer):
         )
         self.agreed_signal = next((number for number, wish in zip(SIGNALS, wishes, strict=True) if wish), 0)
         scale = self.args.world_size / max(count, 1)  # DDP and DeepSpeed average over the ranks
-        total = torch.zeros((), dtype=torch.float64)
-        for number, batch in enumerate(inputs, start=1):
-            last = number == len(inputs)
+        parts: list[LossSum] = []
+        means: dict[str, float] = {}
+        for number, batch in enumerate(batches, start=1):
+            last = number == len(batches)
             with self._sync(model, last):
                 with self.compute_loss_context_manager():
-                    loss = self.stage.loss(model, batch).sum * float(batch.num_rows > 0)
-                total += loss.detach().double().cpu()
+                    part = self.stage.loss(model, batch)
+                loss = part.sum * float(batch.num_rows > 0)  # a filler takes part and counts nothing
+                if batch.num_rows:
+                    parts.append(LossSum(part.sum.detach(), part.metrics))
                 if last:  # before the backward pass, in which DeepSpeed already takes the optimizer step
-                    mean = self._sum_over_ranks(total.item())[0] / max(count, 1)
-                    self._check_finite("loss", mean)
+                    means = self._means(parts, list(part.metrics), count)
+                    self._check_finite("loss", means["loss"])
                 self.accelerator.backward(loss * scale, **self._backward_options())
-        self.meter.add(int(tokens), int(count))
-        self.meter.last_loss = mean
-        return torch.tensor(mean, device=self.args.device)
+        self.meter.add(int(tokens), int(count), means)
+        return torch.tensor(means["loss"], device=self.args.device)
+
+    def _means(self, parts: list[LossSum], names: list[str], count: float) -> dict[str, float]:
+        """Loss and metrics of the step, over all ranks; the numbers leave the device here, once a step."""
+        sums = [sum(float(part.sum) for part in parts)]
+        sums += [sum(float(part.metrics[name]) for part in parts) for name in names]
+        summed = self._sum_over_ranks(*sums)
+        return {name: value / max(count, 1) for name, value in zip(["loss", *names], summed, strict=True)}
 
     def _sync(self, model: nn.Module, last: bool) -> contextlib.AbstractContextManager:
         """Gradients are exchanged in the last pass only."""
@@ -139,7 +151,7 @@ class ForgeTrainer(Trainer):
     def _backward_options(self) -> dict[str, Any]:
         if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
             return {"scale_wrt_gas": False}
-        if "lomo" in str(self.args.optim.value):
+        if "lomo" in str(self.args.optim).lower():
             return {"learning_rate": self._get_learning_rate()}
         return {}
 
@@ -168,8 +180,8 @@ class ForgeTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None and self.loraplus is not None:
             args = self.args
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(args, self.model)
-            groups = loraplus_groups(self.model, self.loraplus, args.learning_rate, args.weight_decay)
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(args, self.forge_model)
+            groups = loraplus_groups(self.forge_model, self.loraplus, args.learning_rate, args.weight_decay)
             self.optimizer = optimizer_class(groups, **options)
             return self.optimizer
         return super().create_optimizer(model)
@@ -186,7 +198,7 @@ class ForgeTrainer(Trainer):
     ) -> dict[str, float]:
         """Loss in nats per supervised token, perplexity and accuracy, over all sets and for each of several."""
         started = time.perf_counter()
-        sets: dict[str, EncodedSet] = eval_dataset or self.eval_dataset
+        sets: dict[str, EncodedSet] = eval_dataset or self.eval_sets
         if not sets:
             raise RecipeError("evaluation needs rows: set val_size or eval_dataset")
         metrics: dict[str, float] = {}
@@ -250,7 +262,7 @@ class ForgeTrainer(Trainer):
         except EvaluationAbandoned:
             self.agreed_signal = self.stop.received
             self.control.should_training_stop = True
-            self._save_checkpoint(self.model, None)
+            self._save_checkpoint(self.forge_model, None)
 
     def _stop_early(self, patience: int) -> None:
         """Count evaluations since the best one in the log history, so that a resumed run counts on."""
