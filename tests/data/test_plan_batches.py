@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from llmforge.data.example import IGNORE, Encoded
-from llmforge.data.plan import lay_packed, lay_padded, plan_batches
+from llmforge.data.plan import even_parts, lay_packed, lay_padded, plan_batches
 
 SHORT = Encoded([7, 8, 9], [IGNORE, 8, 9])
 LONG = Encoded([1, 2, 3, 4, 5], [IGNORE, IGNORE, IGNORE, 4, 5])
@@ -34,7 +34,7 @@ def test_packed_batch_is_as_written_by_hand():
 
 def test_the_first_token_of_a_row_is_never_a_target():
     row = Encoded([3, 4], [3, 4])
-    for layout in ("padded", "packed"):
+    for layout in ("padded", "packed", "tree"):
         (batch,) = plan_batches([row, row], budget=100, layout=layout)
         assert batch.target.tolist() == [4, 4]
 
@@ -53,7 +53,7 @@ def test_a_batch_without_targets_or_rows_can_be_written():
     assert plan_batches([], budget=5, layout="packed") == []
 
 
-@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("layout", ["padded", "packed", "tree"])
 def test_every_row_and_every_target_comes_once_within_the_budget(layout):
     draw = np.random.default_rng(0)
     for _ in range(30):
@@ -88,6 +88,41 @@ def test_packing_leaves_less_than_half_a_line_free_on_average():
 
 def test_wrong_layouts_and_empty_rows_are_refused():
     with pytest.raises(ValueError, match="expected one of padded, packed"):
-        plan_batches([SHORT], budget=5, layout="tree")
+        plan_batches([SHORT], budget=5, layout="grid")
     with pytest.raises(ValueError, match="row 1 has no tokens"):
         plan_batches([SHORT, Encoded([], [])], budget=5, layout="packed")
+
+
+def test_tree_batch_is_as_written_by_hand():
+    start = list(range(20, 36))  # 16 tokens: just enough to be shared
+    rows = [
+        Encoded([*start, 1, 2], [IGNORE] * 16 + [1, 2]),
+        Encoded([9], [9]),
+        Encoded([*start, 3], [IGNORE] * 16 + [4]),
+    ]
+    (batch,) = plan_batches(rows, budget=100, layout="tree")
+    assert batch.rows.tolist() == [1, 0, 2]
+    assert batch.input_ids.tolist() == [[9, *start, 1, 2, 3]]
+    assert batch.position_ids.tolist() == [[0, *range(16), 16, 17, 16]]
+    assert batch.segments.tolist() == [[0, 1, 1], [1, 17, 20], [17, 19, 19], [19, 20, 20]]
+    # the first targets of both rows are predicted from the last state of what they share
+    assert list(zip(batch.state, batch.target, batch.row, strict=True)) == [(16, 1, 1), (17, 2, 1), (16, 4, 2)]
+    assert (batch.num_tokens, batch.row_tokens) == (20, 36)
+
+
+def test_trees_are_cut_where_the_budget_ends():
+    start = list(range(100, 120))
+    rows = [Encoded([*start, n, n], [n] * 22) for n in range(6)]
+    batches = plan_batches(rows, budget=27, layout="tree")
+    assert [batch.num_tokens for batch in batches] == [26, 26]  # 20 shared + 3 rows of 2
+    assert [len(batch.rows) for batch in plan_batches(rows, budget=5, layout="tree")] == [1] * 6
+
+
+def test_ranks_get_parts_of_about_the_same_cost():
+    costs = np.array([[100, 0], *[[110, 100]] * 10, [100, 0]])  # 300 tokens in all
+    assert [sum(length - shared for length, shared in costs[list(part)]) for part in even_parts(costs, 3)] == [
+        100,
+        100,
+        100,
+    ]
+    assert [len(part) for part in even_parts(costs[:1], 3)].count(0) == 2

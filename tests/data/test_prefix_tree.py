@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmforge.data.prefix_tree import build_forest, sort_rows, tree_costs
+from llmforge.data.prefix_tree import build_forest, sort_rows
 
 
 def rows_of(*rows):
@@ -59,12 +59,6 @@ def test_equal_rows_and_a_row_inside_another_need_no_tokens_of_their_own():
 
 def test_ids_sort_as_numbers_not_as_bytes():
     assert sort_rows(rows_of([256], [255], [65536, 1], [65536])) == [1, 0, 3, 2]
-
-
-def test_costs_of_sorted_rows_add_up_to_the_layout():
-    rows = rows_of([1] * 20 + [2], [1] * 20 + [3, 4], [9] * 5)
-    assert tree_costs(rows).tolist() == [21, 2, 5]
-    assert len(build_forest(rows).tokens) == 28
 
 
 def test_a_thousand_nested_prefixes_do_not_exhaust_the_stack():

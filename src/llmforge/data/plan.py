@@ -1,7 +1,8 @@
 """Batches: which rows go through the model together, and which hidden states predict which tokens. numpy only.
 
-Two layouts. "padded" puts each row on its own line, as every model takes it. "packed" puts many rows one after the
-other on a single line, each in its own segment; attention must stay inside a segment.
+Three layouts. "padded" puts each row on its own line, as every model takes it. "packed" puts many rows one after the
+other on a single line, each in its own segment; attention must stay inside a segment. "tree" is packing in which a
+start that rows share stands once, with the rows' own parts below it (data/prefix_tree.py).
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import Literal, get_args
 import numpy as np
 
 from llmforge.data.example import IGNORE, Encoded
+from llmforge.data.prefix_tree import MIN_SHARED, build_forest, shared_length, sort_rows
 
-Layout = Literal["padded", "packed"]
+Layout = Literal["padded", "packed", "tree"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Batch:
     "Flat" counts positions of `input_ids` line by line, padding included, so it indexes `hidden.reshape(-1, H)`.
 
     Attributes:
-        input_ids: (B, T) padded or (1, T) packed, int64.
+        input_ids: (B, T) padded, or (1, T) packed or tree, int64.
         position_ids: the same shape; each row counts from 0, padding goes on counting.
         segments: (S, 3) flat start, end, subtree end. A token sees its own segment up to itself (and all segments
             that hold it in their subtree). Padding belongs to no segment.
@@ -34,6 +36,7 @@ class Batch:
         row: (N,) which row of the batch the target counts for, 0 to num_rows - 1.
         num_rows: rows in the batch.
         rows: (num_rows,) their positions in the list that was planned.
+        row_tokens: tokens of all rows; more than `num_tokens` when rows share some.
     """
 
     input_ids: np.ndarray
@@ -44,6 +47,7 @@ class Batch:
     row: np.ndarray
     num_rows: int
     rows: np.ndarray
+    row_tokens: int
 
     @property
     def lengths(self) -> np.ndarray:
@@ -52,7 +56,7 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that belong to a row, padding left out."""
+        """Tokens computed, padding left out."""
         return int(self.lengths.sum())
 
     @property
@@ -67,7 +71,7 @@ class Batch:
 def plan_batches(
     rows: Sequence[Encoded], budget: int, layout: Layout, *, max_rows: int | None = None, pad_id: int = 0
 ) -> list[Batch]:
-    """Sort rows into batches of similar length (padded) or into full lines (packed).
+    """Sort rows into batches of similar length (padded), into full lines (packed), or by their starts (tree).
 
     Args:
         budget: positions of a batch, padding included. A row longer than the budget gets a batch of its own; nothing
@@ -89,7 +93,10 @@ def plan_batches(
     limit = max_rows or len(rows)
     if layout == "padded":
         return [lay_padded(rows, group, pad_id) for group in _by_length(lengths, budget, limit)]
-    return [lay_packed(rows, group) for group in best_fit(lengths, budget, limit)]
+    if layout == "packed":
+        return [lay_packed(rows, group) for group in best_fit(lengths, budget, limit)]
+    order, costs = by_start([row.input_ids for row in rows])
+    return [lay_tree(rows, [order[i] for i in group]) for group in within_budget(costs, budget, limit)]
 
 
 def _by_length(lengths: list[int], budget: int, limit: int) -> list[list[int]]:
@@ -123,6 +130,53 @@ def best_fit(lengths: list[int], budget: int, limit: int) -> list[list[int]]:
     return groups
 
 
+def by_start(ids: Sequence[Sequence[int]]) -> tuple[list[int], np.ndarray]:
+    """Rows sorted so that common starts stand together.
+
+    Returns:
+        The rows' numbers in that order, and (rows, 2): tokens of each, and how many of them its predecessor has too.
+    """
+    arrays = [np.asarray(row, np.int64) for row in ids]
+    order = sort_rows(arrays)
+    costs = np.array([[len(arrays[i]), 0] for i in order], np.int64).reshape(-1, 2)
+    for place in range(1, len(order)):
+        shared = shared_length(arrays[order[place - 1]], arrays[order[place]])
+        costs[place, 1] = shared if shared >= MIN_SHARED else 0
+    return order, costs
+
+
+def within_budget(costs: np.ndarray, budget: int, limit: int | None = None) -> list[range]:
+    """Cut rows sorted by start into neighbours whose tree stays within `budget` tokens.
+
+    The first row of a pass costs all its tokens, the next ones what they do not share. A row longer than the budget
+    has a pass of its own.
+    """
+    groups, start, size = [], 0, 0
+    for place, (length, shared) in enumerate(costs.tolist()):
+        if place > start and (size + length - shared > budget or place - start == limit):
+            groups.append(range(start, place))
+            start, size = place, 0
+        size += length - (shared if place > start else 0)
+    return [*groups, range(start, len(costs))] if len(costs) else groups
+
+
+def even_parts(costs: np.ndarray, parts: int) -> list[range]:
+    """Cut rows sorted by start into `parts` runs of neighbours (some may be empty) of about the same cost."""
+    done = np.cumsum(costs[:, 0] - costs[:, 1])
+    bounds = (
+        np.searchsorted(done, done[-1] * np.arange(1, parts) / parts) + 1 if len(costs) else np.zeros(parts - 1, int)
+    )
+    bounds = [0, *np.minimum(bounds, len(costs)).tolist(), len(costs)]
+    return [range(bounds[i], bounds[i + 1]) for i in range(parts)]
+
+
+def lay_tree(rows: Sequence[Encoded], group: Sequence[int], min_shared: int = MIN_SHARED) -> Batch:
+    """Rows `group` on a single line in which shared starts stand once."""
+    chosen = [rows[i] for i in group]
+    forest = build_forest([np.asarray(row.input_ids, np.int64) for row in chosen], min_shared)
+    return _with_targets(forest.tokens[None], forest.positions[None], chosen, forest.paths, forest.segments, group)
+
+
 def lay_padded(rows: Sequence[Encoded], group: Sequence[int], pad_id: int = 0) -> Batch:
     """Rows `group` on one line each, padded on the right to the longest."""
     chosen = [rows[i] for i in group]
@@ -132,7 +186,7 @@ def lay_padded(rows: Sequence[Encoded], group: Sequence[int], pad_id: int = 0) -
         input_ids[line, : len(row.input_ids)] = row.input_ids
     starts = np.arange(len(chosen), dtype=np.int64) * width
     position_ids = np.broadcast_to(np.arange(width, dtype=np.int64), input_ids.shape).copy()
-    return _with_targets(input_ids, position_ids, chosen, starts, group)
+    return _with_targets(input_ids, position_ids, chosen, *_own_lines(chosen, starts), group)
 
 
 def lay_packed(rows: Sequence[Encoded], group: Sequence[int]) -> Batch:
@@ -144,31 +198,46 @@ def lay_packed(rows: Sequence[Encoded], group: Sequence[int]) -> Batch:
     positions = [np.arange(length, dtype=np.int64) for length in lengths]
     empty = np.zeros(0, np.int64)
     return _with_targets(
-        np.concatenate([empty, *flat])[None], np.concatenate([empty, *positions])[None], chosen, starts, group
+        np.concatenate([empty, *flat])[None],
+        np.concatenate([empty, *positions])[None],
+        chosen,
+        *_own_lines(chosen, starts),
+        group,
     )
 
 
+def _own_lines(chosen: list[Encoded], starts: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    """Paths and segments of rows that share nothing."""
+    ends = starts + np.array([len(row.input_ids) for row in chosen], np.int64)
+    paths = [np.arange(start, end) for start, end in zip(starts, ends, strict=True)]
+    return paths, np.stack([starts, ends, ends], axis=1) if len(chosen) else np.zeros((0, 3), np.int64)
+
+
 def _with_targets(
-    input_ids: np.ndarray, position_ids: np.ndarray, chosen: list[Encoded], starts: np.ndarray, group: Sequence[int]
+    input_ids: np.ndarray,
+    position_ids: np.ndarray,
+    chosen: list[Encoded],
+    paths: list[np.ndarray],
+    segments: np.ndarray,
+    group: Sequence[int],
 ) -> Batch:
-    """Find the supervised pairs: the label at position t is predicted from the hidden state at t - 1."""
-    lengths = np.array([len(row.input_ids) for row in chosen], np.int64)
+    """Find the supervised pairs: the label at place t of a row is predicted from its hidden state at t - 1."""
     states, targets, owners = [], [], []
-    for number, (row, start) in enumerate(zip(chosen, starts, strict=True)):
+    for number, (row, path) in enumerate(zip(chosen, paths, strict=True)):
         labels = np.asarray(row.labels, np.int64)
         learned = np.flatnonzero(labels[1:] != IGNORE)
-        states.append(start + learned)
+        states.append(path[learned])
         targets.append(labels[1:][learned])
         owners.append(np.full(len(learned), number, np.int64))
     empty = np.zeros(0, np.int64)
-    ends = starts + lengths
     return Batch(
         input_ids=input_ids,
         position_ids=position_ids,
-        segments=np.stack([starts, ends, ends], axis=1) if len(chosen) else np.zeros((0, 3), np.int64),
+        segments=segments,
         state=np.concatenate([empty, *states]),
         target=np.concatenate([empty, *targets]),
         row=np.concatenate([empty, *owners]),
         num_rows=len(chosen),
         rows=np.asarray(group, np.int64),
+        row_tokens=sum(len(row.input_ids) for row in chosen),
     )

@@ -41,15 +41,6 @@ def shared_length(a: np.ndarray, b: np.ndarray) -> int:
     return int(differs[0]) if len(differs) else n
 
 
-def tree_costs(rows: Sequence[np.ndarray], min_shared: int = MIN_SHARED) -> np.ndarray:
-    """(rows,) tokens each sorted row adds to the layout of the ones before it."""
-    costs = np.array([len(row) for row in rows], np.int64)
-    for i in range(1, len(rows)):
-        if (shared := shared_length(rows[i - 1], rows[i])) >= min_shared:
-            costs[i] -= shared
-    return costs
-
-
 def sort_rows(rows: Sequence[np.ndarray]) -> list[int]:
     """Row numbers in the order of their ids, so that rows with a common prefix stand together."""
     # Big-endian bytes of non-negative ids compare as the ids do, and bytes compare in C.
