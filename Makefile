@@ -1,0 +1,44 @@
+# make setup   a virtual environment with everything, in .venv
+# make demo    a small model learns a task: before, training, after
+# make test    the tests (a few minutes); make test-slow those that take long; make check ruff and types
+# On a machine whose driver needs another torch build (README.md): make setup TORCH_INDEX=https://...
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
+VENV ?= .venv
+TORCH_INDEX ?=
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: setup demo test test-slow check clean
+
+setup: $(VENV)/.ready
+
+# Where Python comes without ensurepip (Debian's python3.11), pip itself fills the environment.
+$(VENV)/.ready: setup.py pyproject.toml constraints.txt
+	@echo "== setup: virtual environment in $(VENV), with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV) || \
+		{ $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install pip; }
+	@echo "== setup: torch (the largest download)"
+	@$(PIP) install -c constraints.txt torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	@echo "== setup: llmforge and what it needs"
+	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup
+	@$(BIN)/python scripts/demo.py
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Runs and models stay; rm -r runs .venv removes those.
+clean:
+	rm -rf build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
