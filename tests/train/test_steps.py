@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llmforge.data.example import IGNORE, Encoded, EncodedSet
-from llmforge.train.steps import StepPlan, StepShape, step_loader
+from llmforge.train.steps import Line, StepPlan, StepShape, step_loader
 
 
 def rows(count: int = 23) -> EncodedSet:
@@ -20,16 +20,21 @@ def rows(count: int = 23) -> EncodedSet:
 
 def names(batches) -> list[int]:
     """Which rows the real batches hold."""
-    found = []
-    for batch in batches:
-        if batch.num_rows:
-            flat = batch.input_ids.reshape(-1)
-            found += [int(flat[start]) for start, _, _ in batch.segments]
-    return found
+    return [int(row) for batch in batches if batch.num_rows for row in batch.rows]
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-@pytest.mark.parametrize("options", [{}, {"group_by_length": True}, {"pack_to": 40}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"group_by_length": True},
+        {"pack_to": 40},
+        {"line": Line(50, True)},
+        {"line": Line(50, False), "pack_to": 40},
+    ],
+    ids=str,
+)
 def test_every_row_is_learned_once_an_epoch_and_ranks_make_the_same_passes(ranks, options):
     plans = [StepPlan(rows(), StepShape(2, 3, ranks, rank), seed=1, pad_id=0, **options) for rank in range(ranks)]
     for epoch in (0, 1):

@@ -102,6 +102,10 @@ class EncodedSet(Sequence[Encoded]):
         """(rows,) tokens of each row."""
         return np.diff(self.offsets)
 
+    def ids_of(self, row: int) -> np.ndarray:
+        """(length,) ids of one row, without a copy."""
+        return self.input_ids[self.offsets[row] : self.offsets[row + 1]]
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 

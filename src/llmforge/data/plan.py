@@ -130,7 +130,7 @@ def best_fit(lengths: list[int], budget: int, limit: int) -> list[list[int]]:
     return groups
 
 
-def by_start(ids: Sequence[Sequence[int]]) -> tuple[list[int], np.ndarray]:
+def by_start(ids: Sequence[Sequence[int] | np.ndarray]) -> tuple[list[int], np.ndarray]:
     """Rows sorted so that common starts stand together.
 
     Returns:

@@ -228,7 +228,7 @@ def use_forest_attention(model: PreTrainedModel) -> None:
 
     config = model.config
     own = config._attn_implementation
-    if own.startswith(FOREST):
+    if runs_forest(model):
         return
     name = FOREST + own
     own_mask = ALL_MASK_ATTENTION_FUNCTIONS[own]
@@ -248,6 +248,11 @@ def use_forest_attention(model: PreTrainedModel) -> None:
     AttentionInterface.register(name, attention)
     AttentionMaskInterface.register(name, mask)
     model.set_attn_implementation(name)
+
+
+def runs_forest(model: Any) -> bool:
+    """Whether `use_forest_attention` was called on the model."""
+    return str(model.config._attn_implementation).startswith(FOREST)
 
 
 def _eager_attention_of(module: nn.Module) -> Any:

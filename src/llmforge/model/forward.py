@@ -2,8 +2,9 @@
 
 The model is called through its own (possibly wrapped) forward, so that the hooks of DDP and DeepSpeed fire. A hook on
 the input of the output head picks the supervised hidden states, so that logits of prompt tokens are never made, for
-any architecture. When many positions are supervised, the head runs in chunks that are computed again in the backward
-pass; what a model does to its logits after the head (soft caps, scales) is then repeated and checked at one position.
+any architecture. A plain head then runs in chunks that make their gradient on the way (model/head_loss.py). Any other
+head (sharded, adapted, with soft caps or scales behind it) runs as it is, in chunks that are computed again in the
+backward pass; what the model does to its logits after the head is repeated there and checked at one position.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import inspect
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,8 @@ from torch.utils.checkpoint import checkpoint
 
 from llmforge.data.plan import Batch
 from llmforge.errors import RecipeError
+from llmforge.model.attention import ForestMask, no_mask, runs_forest
+from llmforge.model.head_loss import head_losses
 
 # Logits held at a time: 2^25 numbers are 128 MiB in fp32, a few hundred positions of a vocabulary of 100,000.
 MAX_LOGITS = 1 << 25
@@ -44,6 +48,12 @@ def token_losses(model: nn.Module, batch: Batch, label_smoothing: float = 0.0) -
 
     With `label_smoothing` e the target has weight 1 - e and all V tokens share e (Szegedy et al. 2016).
     """
+    inner = _causal_lm(model)
+    if (head := _plain_head(inner)) is not None:
+        states, logits = _forward(model, batch, keep=1)
+        if _is_all_of_the_head(inner, head, states, logits):
+            target = torch.from_numpy(batch.target).to(states.device)
+            return head_losses(states, head.weight, target, bias=head.bias, smoothing=label_smoothing)
 
     def losses(logits: Tensor, targets: Tensor) -> tuple[Tensor]:
         return (F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing),)
@@ -141,7 +151,14 @@ def _forward(model: nn.Module, batch: Batch, keep: int | None) -> tuple[Tensor, 
         return (states[:keep].unsqueeze(0), *args[1:])
 
     inputs: dict[str, Tensor] = {"input_ids": torch.from_numpy(batch.input_ids).to(device)}
-    packed = batch.input_ids.shape[0] == 1 and len(batch.segments) > 1
+    one_line = batch.input_ids.shape[0] == 1
+    packed = one_line and len(batch.segments) > 1
+    if one_line and runs_forest(inner):
+        places = torch.from_numpy(batch.position_ids).to(device)
+        forest = ForestMask.of(batch.segments, batch.position_ids)
+        with _hook(head, pick), no_mask():
+            output = model(**inputs, position_ids=places, forest=forest, use_cache=False)
+        return caught[0], output.logits[0]
     if not packed:
         inputs["attention_mask"] = torch.from_numpy(batch.attention_mask).to(device, torch.long)
     if packed or _takes(type(inner), "position_ids"):
@@ -154,6 +171,28 @@ def _forward(model: nn.Module, batch: Batch, keep: int | None) -> tuple[Tensor, 
     if len(caught) != 1:
         raise RuntimeError(f"{type(inner).__name__} called its output head {len(caught)} times in one forward pass")
     return caught[0], output.logits[0]
+
+
+def _plain_head(model: Any) -> nn.Linear | None:
+    """The output head when it is one whole matrix and nothing comes after it."""
+    head = model.get_output_embeddings()
+    plain = type(head) is nn.Linear and not hasattr(head.weight, "ds_id") and _after_head(model) is _nothing
+    return head if plain and head.weight.dtype in (torch.float32, torch.float64) else None
+
+
+_proven: WeakSet[nn.Linear] = WeakSet()
+
+
+def _is_all_of_the_head(model: nn.Module, head: nn.Linear, states: Tensor, logits: Tensor) -> bool:
+    """Whether the model's logits are the head's product and no more; looked at once for each model."""
+    if states.dtype != head.weight.dtype or torch.is_autocast_enabled(states.device.type):
+        return False
+    if head not in _proven and len(states):
+        with torch.no_grad():
+            if not torch.allclose(head(states[:1]), logits, rtol=1e-3, atol=1e-3):
+                return False
+        _proven.add(head)
+    return True
 
 
 @contextlib.contextmanager
@@ -171,6 +210,8 @@ def _after_head(model: Any) -> Callable[[Tensor], Tensor]:
     scale = getattr(config, "logit_scale", None)
     divisor = getattr(config, "logits_scaling", None)
     cap = getattr(config, "final_logit_softcapping", None)
+    if (scale, divisor, cap) == (None, None, None):
+        return _nothing
 
     def after(logits: Tensor) -> Tensor:
         if scale is not None:
@@ -180,6 +221,10 @@ def _after_head(model: Any) -> Callable[[Tensor], Tensor]:
         return torch.tanh(logits / cap) * cap if cap is not None else logits
 
     return after
+
+
+def _nothing(logits: Tensor) -> Tensor:
+    return logits
 
 
 def _causal_lm(model: Any) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from llmforge.data.example import EncodedSet
-from llmforge.data.plan import Batch, best_fit, lay_packed, lay_padded
+from llmforge.data.plan import Batch, best_fit, by_start, even_parts, lay_packed, lay_padded, lay_tree, within_budget
 
 # Rows of this many steps are sorted by length together when group_by_length is set: enough rows to find equals, few
 # enough that an epoch still mixes. transformers' own sampler takes the same number.
@@ -34,13 +34,22 @@ class StepShape:
         return self.rows_per_pass * self.passes * self.num_ranks
 
 
+@dataclass(frozen=True)
+class Line:
+    """Many rows on one line; needs attention that keeps them apart (model/attention.py)."""
+
+    tokens: int  # of one line; a longer row has a line of its own
+    share: bool  # whether starts that rows share stand once
+
+
 class StepPlan(Dataset):
     """`plan[epoch, step]` is the list of batches this rank computes in that optimizer step.
 
     A step holds `rows_per_step` units: rows, or with `pack_to` sequences of up to so many tokens that hold several
-    rows. Its passes are cut from the units sorted by length, which costs nothing, since the loss of a step does not
-    depend on how it is cut. Ranks that run out of batches get fillers (`num_rows` 0), so that all ranks take part in
-    the same number of passes.
+    rows. How its passes are cut is free, since the loss of a step does not depend on it: with a `line` all rows of the
+    step are laid on lines of so many tokens, sorted by their starts; without one, units of similar length share a
+    padded pass. Ranks that run out of batches get fillers (`num_rows` 0), so that all ranks take part in the same
+    number of passes.
     """
 
     def __init__(
@@ -51,13 +60,14 @@ class StepPlan(Dataset):
         seed: int,
         pad_id: int,
         pack_to: int | None = None,
+        line: Line | None = None,
         group_by_length: bool = False,
         drop_last: bool = False,
         shuffle: bool = True,
     ):
         self.shuffle = shuffle
         self.rows, self.shape, self.seed, self.pad_id = rows, shape, seed, pad_id
-        self.packed, self.group_by_length = pack_to is not None, group_by_length
+        self.packed, self.line, self.group_by_length = pack_to is not None, line, group_by_length
         lengths = rows.lengths.tolist()
         self.units = best_fit(lengths, pack_to, len(rows)) if pack_to else [[i] for i in range(len(rows))]
         self.unit_lengths = np.array([sum(lengths[i] for i in unit) for unit in self.units])
@@ -92,18 +102,41 @@ class StepPlan(Dataset):
 
     def passes(self, units: np.ndarray) -> list[Batch]:
         """This rank's share of the units, laid out; fillers at the end where other ranks have one batch more."""
+        shares = self._shares_of_lines(units) if self.line else self._shares(units)
+        mine = shares[self.shape.rank]
+        batches = [self.lay(group) for group in mine]
+        missing = max(map(len, shares)) - len(batches)
+        some = next(share[0] for share in shares if share)
+        return batches + [filler(batches[-1] if batches else self.lay(some))] * missing
+
+    def _shares(self, units: np.ndarray) -> list[list[list[int]]]:
+        """Rows of each pass of each rank."""
         if self.packed:  # attention over one line costs its length squared, so each sequence has its own pass
             groups = [self.units[unit] for unit in units]
         else:
             size = self.shape.rows_per_pass
             groups = [[self.units[u][0] for u in units[i : i + size]] for i in range(0, len(units), size)]
-        mine = groups[self.shape.rank :: self.shape.num_ranks]
-        batches = [self.lay(group) for group in mine]
-        missing = -(-len(groups) // self.shape.num_ranks) - len(batches)
-        return batches + [filler(batches[-1] if batches else self.lay(groups[0]))] * missing
+        return [groups[rank :: self.shape.num_ranks] for rank in range(self.shape.num_ranks)]
+
+    def _shares_of_lines(self, units: np.ndarray) -> list[list[list[int]]]:
+        """The same for lines: each rank gets neighbours of about the same cost, cut where a line is full."""
+        assert self.line is not None
+        rows = [row for unit in units for row in self.units[unit]]
+        order, costs = by_start([self.rows.ids_of(row) for row in rows])
+        if not self.line.share:
+            costs[:, 1] = 0
+        return [
+            [
+                [rows[order[part[i]]] for i in group]
+                for group in within_budget(costs[part.start : part.stop], self.line.tokens)
+            ]
+            for part in even_parts(costs, self.shape.num_ranks)
+        ]
 
     def lay(self, group: list[int]) -> Batch:
-        return lay_packed(self.rows, group) if self.packed else lay_padded(self.rows, group, self.pad_id)
+        if self.line and self.line.share:
+            return lay_tree(self.rows, group)
+        return lay_packed(self.rows, group) if self.line or self.packed else lay_padded(self.rows, group, self.pad_id)
 
 
 def filler(batch: Batch) -> Batch:
