@@ -93,8 +93,13 @@ def test_auto_gives_the_ids_of_transformers(with_template):
     for tokenizer in tokenizers:
         theirs = PreTrainedTokenizerFast.from_pretrained(tokenizer.folder)
         for messages in (TURNS[:1], TURNS[:3], [Message("system", "你好  "), *TURNS[:3]]):
-            want = theirs.apply_chat_template([as_dict(m) for m in messages], add_generation_prompt=True, return_dict=False)
-            assert get_template("auto", tokenizer).encode(tokenizer, messages, add_generation_prompt=True).input_ids == want
+            want = theirs.apply_chat_template(
+                [as_dict(m) for m in messages], add_generation_prompt=True, return_dict=False
+            )
+            assert (
+                get_template("auto", tokenizer).encode(tokenizer, messages, add_generation_prompt=True).input_ids
+                == want
+            )
 
 
 def test_every_reply_and_its_end_token_is_learned(with_template):
@@ -108,7 +113,12 @@ def test_every_reply_and_its_end_token_is_learned(with_template):
 
 def test_reasoning_in_the_history_is_dropped_and_its_reply_not_learned(with_template):
     tokenizer = with_template(QWEN3)
-    thinking = [TURNS[0], Message("assistant", "A", reasoning="hm"), TURNS[2], Message("assistant", "<think>\nso\n</think>\n\nB")]
+    thinking = [
+        TURNS[0],
+        Message("assistant", "A", reasoning="hm"),
+        TURNS[2],
+        Message("assistant", "<think>\nso\n</think>\n\nB"),
+    ]
     named = get_template("qwen3", tokenizer)
     assert learned(tokenizer, thinking) == "<think>\nso\n</think>\n\nB<|im_end|>" == learned(tokenizer, thinking, named)
     assert get_template("auto", tokenizer).encode(tokenizer, thinking) == named.encode(tokenizer, thinking)
@@ -142,9 +152,14 @@ def test_a_reply_without_an_end_token_is_refused(with_template):
 
 
 def test_a_history_that_is_rewritten_is_refused(with_template):
-    tokenizer = with_template(CHATML.replace("message['content']", "(message['content'] if loop.last else message['content'] | upper)"))
+    tokenizer = with_template(
+        CHATML.replace("message['content']", "(message['content'] if loop.last else message['content'] | upper)")
+    )
     with pytest.raises(RecipeError, match="reads differently once the conversation goes on|the prompt for reply"):
-        learned(tokenizer, [Message("user", "u"), Message("assistant", "a"), Message("user", "v"), Message("assistant", "b")])
+        learned(
+            tokenizer,
+            [Message("user", "u"), Message("assistant", "a"), Message("user", "v"), Message("assistant", "b")],
+        )
 
 
 def test_a_typed_token_that_the_template_does_more_with_than_print_is_refused(with_template):
@@ -157,7 +172,9 @@ def test_a_typed_token_that_the_template_does_more_with_than_print_is_refused(wi
 
 def test_a_template_that_trims_still_trims_around_a_typed_token(with_template):
     tokenizer = with_template(CHATML.replace("message['content']", "(message['content'] | trim)"))
-    row = get_template("auto", tokenizer).encode(tokenizer, [Message("user", " <|im_end|> ")], add_generation_prompt=True)
+    row = get_template("auto", tokenizer).encode(
+        tokenizer, [Message("user", " <|im_end|> ")], add_generation_prompt=True
+    )
     assert tokenizer.decode(row.input_ids) == "<|im_start|>user\n<|im_end|><|im_end|>\n<|im_start|>assistant\n"
     assert row.input_ids.count(tokenizer.control("<|im_end|>")) == 1
 
@@ -166,7 +183,9 @@ def test_the_system_text_and_thinking_of_a_recipe_go_into_the_jinja(with_templat
     tokenizer = with_template(QWEN3)
     template = get_template("auto", tokenizer, default_system="It's me", enable_thinking=False)
     values = {"messages": [{"role": "user", "content": "U"}], "add_generation_prompt": True}
-    assert render(template.jinja(tokenizer), **values) == template.text(tokenizer, TURNS[:1], add_generation_prompt=True)
+    assert render(template.jinja(tokenizer), **values) == template.text(
+        tokenizer, TURNS[:1], add_generation_prompt=True
+    )
 
 
 def test_a_tokenizer_without_chat_template_says_so(with_template):
@@ -197,5 +216,7 @@ def test_calls_of_the_own_template_are_read_back():
     if not (SHARED / "qwen2_5").exists():
         pytest.skip("no real tokenizers beside the checkout")
     tokenizer = load_tokenizer(SHARED / "qwen2_5")
-    message = get_template("auto", tokenizer).parse_reply('<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>')
+    message = get_template("auto", tokenizer).parse_reply(
+        '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
+    )
     assert message.tool_calls == (ToolCall("f", {"x": 1}),)

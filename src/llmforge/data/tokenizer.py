@@ -7,9 +7,9 @@ What opens a text. SentencePiece tokenizers put a space ("▁") before a text. W
 `after` says what stands before this one:
 
 - "nothing": the text opens the row; the tokenizer adds what it adds.
-- "control": a control token stands before it. Tokenizers with a `Prepend` normaliser (Llama 2, Baichuan2) or a Metaspace
-  of scheme "always" add the space there too; scheme "first" does not. Both are what transformers gives for the whole
-  row written as one string, and what Baichuan2's own `build_chat_input` gives.
+- "control": a control token stands before it. Tokenizers with a `Prepend` normaliser (Llama 2, Baichuan2) or a
+  Metaspace of scheme "always" add the space there too; scheme "first" does not. Both are what transformers gives for
+  the whole row written as one string, and what Baichuan2's own `build_chat_input` gives.
 - "text": the row's text only goes on (a reply after "ASSISTANT:"), so nothing is added.
 """
 
@@ -43,8 +43,8 @@ class Tokenizer:
     """Text <-> ids of one tokenizer folder. Made by `load_tokenizer`; values only, nothing changes after loading.
 
     Attributes:
-        bos_token, eos_token, pad_token, unk_token: names, None where the folder names none; `bos_id`, `eos_id`, `pad_id`
-            are their ids.
+        bos_token, eos_token, pad_token, unk_token: names, None where the folder names none; `bos_id`, `eos_id`,
+            `pad_id` are their ids.
         chat_template: the folder's own jinja chat template, or None.
         stop_ids: ids that generation_config.json (else config.json) calls ends of text.
         controls: every control token with its id.
@@ -71,7 +71,8 @@ class Tokenizer:
             if (i := backend.token_to_id(name)) is not None:
                 self.controls.setdefault(name, i)
         self._strips = {i: (token.lstrip, token.rstrip) for i, token in added.items()}
-        # A mark counts as special only in here, so that `encode_special_tokens` covers it; `_special` keeps the file's flags.
+        # A mark counts as special only in here, so that `encode_special_tokens` covers it; `_special` keeps the file's
+        # flags.
         unflagged = [token for i, token in added.items() if token.content in self.controls and i not in self._special]
         backend.add_special_tokens([AddedToken(t.content, special=True, normalized=False) for t in unflagged])
         backend.encode_special_tokens = True
@@ -126,7 +127,7 @@ class Tokenizer:
         return self._strips.get(control, (False, False))
 
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
-        """Text of ids; `skip_special` leaves out the tokens that the folder flags as special (not <think>, <tool_call>)."""
+        """Text of ids; `skip_special` leaves out what the folder flags as special (not <think>, <tool_call>)."""
         kept = [i for i in ids if not (skip_special and i in self._special)]
         text: str = self._backend.decode(kept, skip_special_tokens=False)
         return text

@@ -1,8 +1,8 @@
 """A tokenizer.json out of older tokenizer files, made once and cached.
 
 SentencePiece models (`tokenizer.model` of Llama 1 and 2, Baichuan, InternLM ...) are read here: no remote code, and no
-package beside `tokenizers`. Other forms (vocab.json with merges.txt, slow tokenizers of transformers) go through
-transformers, which is imported for that alone.
+package beside `tokenizers`. vocab.json with merges.txt and vocab.txt go through transformers, which is imported for
+that alone.
 """
 
 from __future__ import annotations
@@ -34,11 +34,16 @@ def convert(folder: Path) -> Path:
     found = [folder / name for name in OLD_FILES if (folder / name).exists()]
     if not found or [path.name for path in found] == ["tokenizer_config.json"]:
         raise RecipeError(f"tokenizer: {folder} holds no tokenizer.json, and none of {', '.join(OLD_FILES[:3])} either")
+    if found[0].name == "tokenizer.model" and not is_sentencepiece(found[0]):
+        raise RecipeError(
+            f"tokenizer: {found[0]} is no SentencePiece model. A tiktoken file says neither how text is cut nor which "
+            "control tokens there are, so it is not guessed at; take a release of the model that has a tokenizer.json"
+        )
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in found)).hexdigest()[:16]
     path = cache_dir() / digest / "tokenizer.json"
     if not path.exists():
         source = folder / "tokenizer.model"
-        tokenizer = from_sentencepiece(source) if is_sentencepiece(source) else _from_transformers(folder)
+        tokenizer = from_sentencepiece(source) if source.exists() else _from_transformers(folder)
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, tokenizer.to_str())
     return path
@@ -51,9 +56,7 @@ def cache_dir() -> Path:
 
 
 def is_sentencepiece(path: Path) -> bool:
-    """Whether a file is a SentencePiece model: its first field is a piece (tag 0x0a), and not text as tiktoken's is."""
-    if not path.exists():
-        return False
+    """Whether a file begins with a piece (tag 0x0a), as SentencePiece models do; tiktoken's files are lines of text."""
     with path.open("rb") as file:
         start = file.read(2)
     return start[:1] == b"\n" and b"\n" not in start[1:]

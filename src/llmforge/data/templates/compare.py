@@ -34,7 +34,8 @@ def compare_with_own(template: Template, tokenizer: Tokenizer) -> str | None:
             return f"the tokenizer's own chat template cannot render {what}: {error}"
         ours = template.encode(tokenizer, messages, add_generation_prompt=True).input_ids
         if ours != theirs:
-            return f"template {template.name!r} differs from the tokenizer's own for {what}: {_parting(ours, theirs, tokenizer)}"
+            parting = _parting(ours, theirs, tokenizer)
+            return f"template {template.name!r} differs from the tokenizer's own for {what}: {parting}"
     return None
 
 

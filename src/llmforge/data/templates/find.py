@@ -27,12 +27,12 @@ def get_template(
 ) -> Template:
     """The template called `name`, "auto" for the tokenizer's own, or a YAML file.
 
-    Nothing is shared: every call returns a value of its own, and no call changes the tokenizer. `default_system` "" takes
-    the template's default system text away.
+    Nothing is shared: every call returns a value of its own, and no call changes the tokenizer. `default_system` ""
+    takes the template's default system text away.
 
     Raises:
-        RecipeError: an unknown name (with the nearest), a wrong file, a chat template that cannot be used, or a tokenizer
-            that lacks one of the template's control tokens.
+        RecipeError: an unknown name (with the nearest), a wrong file, a chat template that cannot be used, or a
+            tokenizer that lacks one of the template's control tokens.
     """
     if name == "auto":
         template: Template = own_template(tokenizer)

@@ -1,15 +1,17 @@
 """A template of slots as a jinja chat template, to lie beside an exported model.
 
 It renders the same ids as `Template.encode`, with two limits that text has and ids do not: a control token that a user
-types counts as one, and a reply that begins with white space may be cut into tokens otherwise after a plain-text opening.
+types counts as one, and a reply that begins with white space may be cut into tokens otherwise after a plain-text
+opening.
 """
 
 from __future__ import annotations
 
 from llmforge.data.templates.slot import GAP
-from llmforge.data.templates.template import Template, slot_values
+from llmforge.data.templates.template import Template
 from llmforge.data.templates.thinking import Thinking
 from llmforge.data.templates.tools import literal
+from llmforge.data.templates.writer import slot_values
 from llmforge.data.tokenizer import Tokenizer
 
 
@@ -17,6 +19,15 @@ def write_jinja(template: Template, tokenizer: Tokenizer) -> str:
     """The chat template of `template`, with this tokenizer's bos and eos written out."""
     writer = _JinjaWriter(template, slot_values(template, tokenizer))
     return "\n".join(line for line in writer.lines() if line) + "\n"
+
+
+def when(condition: str, body: str) -> str:
+    """The body under a condition, "" for an empty body."""
+    return f"{{%- if {condition} -%}}{body}{{%- endif -%}}" if body else ""
+
+
+def refuse(reason: str) -> str:
+    return f"{{{{- raise_exception({literal(reason)}) -}}}}"
 
 
 class _JinjaWriter:
@@ -50,64 +61,46 @@ class _JinjaWriter:
 
     def lines(self) -> list[str]:
         template = self.template
-        reply_opening = template.roles.get("assistant", "")
+        opener = self.show(template.roles.get("assistant", ""))
+        after_reply = "turns[loop.index0 - 1]['role'] == 'assistant'"
+        ends_in_reply = "turns and turns[-1]['role'] == 'assistant'"
+        in_turn = template.system_in == "turn"
         return [
             *self.opening(),
             self.show(template.prefix),
-            *(
-                [f"{{%- if opening is not none -%}}{self.show(template.system_prefix, 'opening')}{{%- endif -%}}"]
-                if template.system_in == "turn"
-                else []
-            ),
+            when("opening is not none", self.show(template.system_prefix, "opening")) if in_turn else "",
             "{%- for message in turns -%}",
             f"{{%- set content = (message['content'] or ''){self.trim} -%}}",
-            *(
-                ["{%- if not loop.first and turns[loop.index0 - 1]['role'] == 'assistant' -%}"]
-                + [self.show(template.separator) + "{%- endif -%}"]
-                if template.separator
-                else []
-            ),
+            when(f"not loop.first and {after_reply}", self.show(template.separator)),
             "{%- if message['role'] == 'user' -%}",
             *self.user(),
             "{%- elif message['role'] == 'assistant' -%}",
-            self.show(reply_opening),
+            opener,
             *self.reply(),
             "{%- elif message['role'] == 'tool' -%}",
             *self.result(),
             "{%- elif message['role'] == 'system' -%}",
-            self.show(template.system_prefix, "content")
-            if template.system_in == "turn"
-            else "{{- raise_exception('the system message must be the first one') -}}",
+            self.show(template.system_prefix, "content") if in_turn else refuse("the system message must come first"),
             "{%- endif -%}",
             "{%- endfor -%}",
             "{%- if add_generation_prompt -%}",
-            *(
-                [
-                    f"{{%- if turns and turns[-1]['role'] == 'assistant' -%}}{self.show(template.separator)}{{%- endif -%}}"
-                ]
-                if template.separator
-                else []
-            ),
-            self.show(reply_opening),
+            when(ends_in_reply, self.show(template.separator)),
+            opener,
             self.asking(),
-            *(
-                ["{%- elif turns and turns[-1]['role'] == 'assistant' -%}", self.show("{eos}")]
-                if template.eos_follows
-                else []
-            ),
+            f"{{%- elif {ends_in_reply} -%}}{self.show('{eos}')}" if template.eos_follows else "",
             "{%- endif -%}",
         ]
 
     def opening(self) -> list[str]:
         """System text, tools, and where the first and last user turns are."""
         template, syntax = self.template, self.template.syntax
-        default = "none" if template.default_system is None else literal(template.default_system)
+        default = "none" if template.default_system is None else literal(template.default_system) + self.trim
         lines = [
             "{%- set ns = namespace(round=0, first=-1, last=-1) -%}",
             "{%- if messages and messages[0]['role'] == 'system' -%}",
             f"{{%- set system = (messages[0]['content'] or ''){self.trim} -%}}{{%- set turns = messages[1:] -%}}",
             "{%- else -%}",
-            f"{{%- set system = {default}{self.trim if template.default_system else ''} -%}}{{%- set turns = messages -%}}",
+            f"{{%- set system = {default} -%}}{{%- set turns = messages -%}}",
             "{%- endif -%}",
             "{%- for message in turns -%}{%- if message['role'] == 'user' -%}",
             "{%- set ns.last = loop.index0 -%}{%- if ns.first < 0 -%}{%- set ns.first = loop.index0 -%}{%- endif -%}",
@@ -133,7 +126,7 @@ class _JinjaWriter:
         template = self.template
         lines = ["{%- set ns.round = ns.round + 1 -%}"]
         if template.syntax and template.syntax.place == "last_user":
-            lines.append("{%- if tools and loop.index0 == ns.last -%}{{- listed -}}{%- endif -%}")
+            lines.append(when("tools and loop.index0 == ns.last", "{{- listed -}}"))
         if template.system_in != "turn":
             carried = f"{self.expression(template.system_prefix, 'opening')} ~ content"
             lines.append(
@@ -152,7 +145,8 @@ class _JinjaWriter:
                 "{%- if message['tool_calls'] -%}",
                 f"{{%- set lead = {literal(template.lead)} -%}}{{%- set found = namespace(calls=[]) -%}}",
                 f"{{%- for call in message['tool_calls'] -%}}{{%- set f = {call} -%}}",
-                "{%- set found.calls = found.calls + [{'name': f['name'], 'arguments': f['arguments'], 'id': call['id']}] -%}",
+                "{%- set one = {'name': f['name'], 'arguments': f['arguments'], 'id': call['id']} -%}",
+                "{%- set found.calls = found.calls + [one] -%}",
                 "{%- endfor -%}{%- set calls = found.calls -%}",
                 template.syntax.jinja_calls,
                 f"{{%- else -%}}{text}{{%- endif -%}}",
@@ -185,16 +179,15 @@ class _JinjaWriter:
         thinking = self.template.thinking
         if thinking is None:
             plain = Thinking()
-            return [
-                "{%- if message['reasoning_content'] is string -%}"
-                f"{{{{- {literal(plain.opens)} ~ message['reasoning_content'] ~ {literal(plain.closes)} -}}}}{{%- endif -%}}"
-            ]
+            block = f"{literal(plain.opens)} ~ message['reasoning_content'] ~ {literal(plain.closes)}"
+            return [when("message['reasoning_content'] is string", f"{{{{- {block} -}}}}")]
         always = "true" if thinking.always or thinking.asks else "false"
         block = f"{{{{- {literal(thinking.opens)} ~ (reasoning or '') ~ {literal(thinking.closes)} -}}}}"
         return [
             "{%- set reasoning = none -%}",
             "{%- if message['reasoning_content'] is string -%}",
-            "{%- set reasoning = message['reasoning_content'].strip('\\n') -%}{%- set content = content.lstrip('\\n') -%}",
+            "{%- set reasoning = message['reasoning_content'].strip('\\n') -%}",
+            "{%- set content = content.lstrip('\\n') -%}",
             "{%- elif content.lstrip().startswith('<think>') and '</think>' in content -%}",
             "{%- set reasoning = content.split('</think>')[0].split('<think>', 1)[1].strip() or none -%}",
             "{%- set content = content.split('</think>', 1)[1].lstrip() -%}",

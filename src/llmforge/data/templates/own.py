@@ -1,7 +1,7 @@
 """`template: auto`: the chat template that the tokenizer brings, with its learned spans found by rendering.
 
-A typed control token (in a message, a tool's description or a call's arguments) is rendered as a stand-in and put back as
-text afterwards. Where the template does more with such a text than print it, the row is refused. Everything else is
+A typed control token (in a message, a tool's description or a call's arguments) is rendered as a stand-in and put back
+as text afterwards. Where the template does more with such a text than print it, the row is refused. Everything else is
 rendered as it is, so the ids are those of transformers.
 
 What a reply learns is found by incremental rendering: the row must begin with the prompt that would have asked for the
@@ -11,6 +11,7 @@ A template with `{% generation %}` says by itself what is learned.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 from llmforge.data.example import Message
 from llmforge.data.templates.sandbox import GENERATION, render
 from llmforge.data.templates.slot import Part
-from llmforge.data.templates.template import LabelPolicy, Template
+from llmforge.data.templates.template import REPLIES, LabelPolicy, Template
 from llmforge.data.templates.thinking import Thinking, split_reasoning
 from llmforge.data.templates.tools import wrapped
 from llmforge.data.tokenizer import CONFIG_TOKENS, Tokenizer
@@ -46,7 +47,7 @@ def own_template(tokenizer: Tokenizer) -> OwnTemplate:
     source = tokenizer.chat_template
     if not source:
         raise RecipeError(
-            f"template: auto needs a chat template, and the tokenizer of {tokenizer.folder} brings none; name a template"
+            f"template: auto needs a chat template, and the tokenizer of {tokenizer.folder} has none; name a template"
         )
     syntax = next((name for sign, name in SYNTAX_SIGNS if sign in source and "tools" in source), None)
     asks = THINK_PROMPT.search(_prompt(tokenizer)) if "<think>" in source else None
@@ -79,7 +80,7 @@ class OwnTemplate(Template):
         tools: Sequence[Mapping[str, Any]] = (),
         *,
         add_generation_prompt: bool = False,
-        policy: LabelPolicy = LabelPolicy(),
+        policy: LabelPolicy = REPLIES,
     ) -> list[Part]:
         if not messages:
             raise RecipeError("template 'auto': a conversation without messages cannot be written")
@@ -156,8 +157,8 @@ class _Conversation:
             real = self.run([shown.message(m) for m in self.messages[:count]], self.tools, generate)
             if STAND_IN.sub(lambda found: hidden.texts[int(found[1])], safe) != real:
                 raise RecipeError(
-                    "template 'auto': a text holds a control token, and the model's chat template does more with the text "
-                    "than print it, so the two cannot be kept apart; name a template, or take the token out of the row"
+                    "template 'auto': a text holds a control token, and the model's chat template does more with the "
+                    "text than print it, so the two cannot be kept apart; name a template, or take the token out"
                 )
         pieces = re.split(f"({GENERATION[0]}|{GENERATION[1]})", safe)
         text, starts, spans = "", [], []
@@ -192,7 +193,7 @@ class _Conversation:
         replies = [i for i, message in enumerate(self.messages) if message.role == "assistant"]
         if row.spans and len(row.spans) != len(replies):
             raise RecipeError(
-                f"template 'auto': the chat template marks {len(row.spans)} learned texts with {{% generation %}} in a row of "
+                f"template 'auto': the chat template marks {len(row.spans)} texts with {{% generation %}}, and the row has "
                 f"{len(replies)} replies; name a template"
             )
         spans = []
@@ -233,9 +234,10 @@ class _Conversation:
             end = at + len(body) + len(tail)
         ends = [found.end() for found in self.control_names().finditer(row.text, start, end)]
         if not ends or row.text[ends[-1] : end].strip():
+            tail = row.text[start:end][-20:]
             raise RecipeError(
-                f"template 'auto': the chat template ends reply {i + 1} with {row.text[start:end][-20:]!r}, which holds no end "
-                "token, so the model would not learn to stop; name a template"
+                f"template 'auto': the chat template ends reply {i + 1} with {tail!r}, which holds no end token, so the "
+                "model would not learn to stop; name a template"
             )
         return start, ends[-1]
 
@@ -299,7 +301,7 @@ def _split(row: _Rendered, spans: list[tuple[int, int]], train_on_prompt: bool) 
     """The rendered text as parts: cut where learning starts and ends, and at stand-ins."""
     borders = sorted({0, len(row.text), *(at for span in spans for at in span)})
     parts = []
-    for start, end in zip(borders, borders[1:], strict=False):
+    for start, end in itertools.pairwise(borders):
         learn = train_on_prompt or any(first <= start and end <= last for first, last in spans)
         for i, piece in enumerate(STAND_IN.split(row.text[start:end])):
             parts.append(Part(row.texts[int(piece)], False, learn) if i % 2 else Part(piece, True, learn))

@@ -27,7 +27,8 @@ SIZE_LIMIT = 64 * 1024 * 1024  # characters of one row, or of any value on the w
 NUM_LIMIT = 1_000_000  # members of a nested value
 BIT_LIMIT = 4096  # of a whole number
 GENERATION = ("\ue000generation\ue001", "\ue000endgeneration\ue001")  # private-use characters around learned text
-# Filters that chat templates use; those that can blow a short value up (center, indent, format, batch ...) are left out.
+# Filters that chat templates use; those that can blow a short value up (center, indent, format, batch ...) are left
+# out.
 FILTERS = (
     "abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "int", "items", "last",
     "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse", "round", "safe", "select",
@@ -74,7 +75,7 @@ class Environment(ImmutableSandboxedEnvironment):
             raise Refused(f"it ran longer than {TIME_LIMIT_S:g} s")
 
     def measured(self, value: Any) -> Any:
-        """The value, unless it is too large to print; nested values are walked, since one list may hold another twice."""
+        """The value, unless it is too large to print; it is walked, since a list may hold another one twice."""
         self.tick()
         size, members, waiting = 0, 0, [value]
         while waiting and size <= SIZE_LIMIT and members <= NUM_LIMIT:
@@ -140,7 +141,7 @@ class Environment(ImmutableSandboxedEnvironment):
         if isinstance(owner, str) and name == "replace":
             return __self.replace(owner, *args)
         if isinstance(owner, str) and name == "join":
-            return __self.join(*args, owner)
+            return __self.join(args[0], owner)
         return __self.measured(super().call(__context, __obj, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:

@@ -1,7 +1,7 @@
 """The templates a recipe may name, each with the place where its format is published; Chinese models in `table_zh`.
 
-`LF` marks formats that were read in LLaMA-Factory's table. Where a model's own published code or chat template says more,
-that is what stands here and in `source`.
+`LF` marks formats that were read in LLaMA-Factory's table. Where a model's own published code or chat template says
+more, that is what stands here and in `source`.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ from llmforge.data.templates.table import CHATML, LF, LLAMA2, LLAMA3, QWEN, conf
 from llmforge.data.templates.template import Template
 from llmforge.data.templates.thinking import Thinking
 
-# Ids 195 and 196 are the two turn marks of the model's own code. It has no system mark: the system text opens the row. A
-# reply is ended by the next turn's mark, whose label is eos; eos itself stands at the very end only.
+# Ids 195 and 196 are the two turn marks of the model's own code. It has no system mark: the system text opens the row.
+# A reply is ended by the next turn's mark, whose label is eos; eos itself stands at the very end only.
 BAICHUAN2 = Template(
     name="baichuan2",
     source="github.com/baichuan-inc/Baichuan2, fine-tune/fine-tune.py; generation_utils.py of Baichuan2-7B-Chat",
@@ -136,8 +136,8 @@ CHINESE = [
         suffix="\n<|EOT|>",
         separator="\n",
         default_system=(
-            "You are an AI programming assistant, utilizing the Deepseek Coder model, developed by Deepseek Company, and "
-            "you only answer questions related to computer science. For politically sensitive questions, security and "
+            "You are an AI programming assistant, utilizing the Deepseek Coder model, developed by Deepseek Company, "
+            "and you only answer questions related to computer science. For politically sensitive questions, security and "
             "privacy issues, and other non-computer science questions, you will refuse to answer\n"
         ),
         roles={"assistant": "### Response:"},
@@ -291,8 +291,8 @@ CHINESE = [
         source=LF + ", skywork_o1",
         default_system=(
             "You are Skywork-o1, a thinking model developed by Skywork AI, specializing in solving complex problems "
-            "involving mathematics, coding, and logical reasoning through deep thought. When faced with a user's request, "
-            "you first engage in a lengthy and in-depth thinking process to explore possible solutions to the problem. "
+            "involving mathematics, coding, and logical reasoning through deep thought. When faced with a user's "
+            "request, you first engage in a lengthy and in-depth thinking process to explore possible solutions to the problem. "
             "After completing your thoughts, you then provide a detailed explanation of the solution process in your "
             "response."
         ),

@@ -91,7 +91,8 @@ class QwenSyntax(ToolSyntax):
     )
     AFTER = (
         "\n</tools>\n\nFor each function call, return a json object with function name and arguments within "
-        '<tool_call></tool_call> XML tags:\n<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
+        '<tool_call></tool_call> XML tags:\n<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n'
+        "</tool_call>"
     )
     CALL = re.compile(r"\n?<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
     jinja_system = (
@@ -101,7 +102,8 @@ class QwenSyntax(ToolSyntax):
     )
     jinja_calls = (
         "{{- lead ~ content -}}{%- for call in calls -%}"
-        "{{- ('\\n' if content or not loop.first else '') ~ '<tool_call>\\n{\"name\": \"' ~ call.name ~ '\", \"arguments\": ' ~ "
+        "{{- ('\\n' if content or not loop.first else '') ~ '<tool_call>\\n' -}}"
+        '{{- \'{"name": "\' ~ call.name ~ \'", "arguments": \' ~ '
         "(call.arguments if call.arguments is string else call.arguments | tojson) ~ '}\\n</tool_call>' -}}"
         "{%- endfor -%}"
     )
@@ -138,7 +140,7 @@ def call_of(value: Any, key: str = "arguments") -> ToolCall | None:
     """A call out of a parsed object; arguments that are themselves JSON text are read once more."""
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         return None
-    arguments = value.get(key, {})
+    arguments = value.get(key)
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)

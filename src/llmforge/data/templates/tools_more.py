@@ -12,19 +12,18 @@ from llmforge.data.templates.slot import Part
 from llmforge.data.templates.tools import (
     BARE,
     WRAPPED,
-    literal,
     Tools,
     ToolSyntax,
     call_of,
     dumps,
     function,
     given,
+    literal,
     mark,
     read_call,
     wrapped,
 )
 from llmforge.errors import RecipeError
-
 
 # A call's arguments as JSON; OpenAI's clients send them as JSON text already.
 ARGUMENTS = "(call.arguments if call.arguments is string else call.arguments | tojson)"
@@ -47,10 +46,11 @@ class DefaultSyntax(ToolSyntax):
         "{{- '> Tool Name: ' ~ f['name'] ~ '\\nTool Description: ' ~ (f['description'] or '') ~ '\\nTool Args:\\n' -}}"
         "{%- set parameters = f['parameters'] or {} -%}"
         "{%- for name, value in (parameters['properties'] or {}).items() -%}"
-        "{{- '  - ' ~ name ~ ' (' ~ (value['type'] or '') ~ (', required' if name in (parameters['required'] or []) else '')"
-        " ~ '): ' ~ (value['description'] or '') -}}"
+        "{%- set required = ', required' if name in (parameters['required'] or []) else '' -%}"
+        "{{- '  - ' ~ name ~ ' (' ~ (value['type'] or '') ~ required ~ '): ' ~ (value['description'] or '') -}}"
         "{%- if value['enum'] -%}{{- ', should be one of [' ~ value['enum'] | join(', ') ~ ']' -}}{%- endif -%}"
-        "{%- if value.get('items') -%}{{- ', where each item should be ' ~ (value.get('items')['type'] or '') -}}{%- endif -%}"
+        "{%- set items = value.get('items') -%}"
+        "{%- if items -%}{{- ', where each item should be ' ~ (items['type'] or '') -}}{%- endif -%}"
         "{{- '\\n' -}}{%- endfor -%}{{- '\\n' -}}{%- endfor -%}"
         f"{{{{- {literal(AFTER.split('{names}')[0])} -}}}}"
         f"{{%- for tool in tools -%}}{{{{- {BARE}['name'] ~ ('' if loop.last else ', ') -}}}}{{%- endfor -%}}"
@@ -86,7 +86,8 @@ class DefaultSyntax(ToolSyntax):
             lines.append(
                 f"  - {name} ({value.get('type', '')}{required}): {value.get('description', '')}{allowed}{items}\n"
             )
-        return f"> Tool Name: {tool['name']}\nTool Description: {tool.get('description', '')}\nTool Args:\n{''.join(lines)}\n"
+        described = f"> Tool Name: {tool['name']}\nTool Description: {tool.get('description', '')}\nTool Args:\n"
+        return described + "".join(lines) + "\n"
 
     def calls(self, calls: Sequence[ToolCall], content: str, lead: str) -> list[Part]:
         lines = [f"Action: {call.name}\nAction Input: {dumps(call.arguments)}" for call in calls]
