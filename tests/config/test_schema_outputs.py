@@ -91,6 +91,8 @@ def test_every_starter_loads_and_validates(job, validator, tmp_path, monkeypatch
     Path("new.yaml").write_text(STARTERS[job])
     recipe = load_recipe(["new.yaml"], COMMAND_OF.get(job, "train"))
     assert recipe.notes == ()
+    known = json.loads((REPO / "data/dataset_info.json").read_text(encoding="utf-8"))
+    assert set(recipe.data.dataset) | set(recipe.data.eval_dataset) <= set(known)
     assert not list(validator.iter_errors(as_json(STARTERS[job])))
 
 

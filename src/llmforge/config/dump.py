@@ -112,6 +112,6 @@ def _with_absolute_paths(values: dict[str, Any]) -> dict[str, Any]:
     def absolute(value: Any) -> Any:
         if isinstance(value, list):
             return [absolute(item) for item in value]
-        return os.path.abspath(value) if isinstance(value, str) and value and Path(value).exists() else value
+        return os.path.abspath(value) if isinstance(value, str) and value and os.path.exists(Path(value)) else value
 
     return {name: absolute(value) if name in PATH_KEYS else value for name, value in values.items()}

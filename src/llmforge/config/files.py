@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +44,7 @@ def find_all(values: dict[str, Any], given: dict[str, Given], command: str) -> F
         SEARCHES.get(name, _single)(name, values, given[name].origin, mine)
     for name, key in keys().items():
         if key.rule.path == "output" and values.get(name):
-            values[name] = str(Path(values[name]).expanduser())
+            values[name] = str(Path(os.path.expanduser(values[name])))
     return found
 
 
@@ -57,7 +58,7 @@ def plugin_files(item: Given) -> tuple[list[str], list[Problem]]:
     found, problems = [], []
     for name in names:
         path = find_input(str(name), item.origin)
-        if path is None or not path.endswith(".py") or not Path(path).is_file():
+        if path is None or not path.endswith(".py") or not os.path.isfile(Path(path)):
             problems.append(Problem(item.origin, f"plugins: got {shown(name)}, expected a Python file that exists"))
         else:
             found.append(path)
@@ -118,7 +119,7 @@ def _datasets(name: str, values: dict[str, Any], origin: Origin, found: Found) -
         path = None
         if isinstance(entry, str) and ("/" in entry or entry.endswith(DATA_SUFFIXES)):
             path = find_input(entry, origin)
-            if path is None and entry.endswith(DATA_SUFFIXES) and not (folder / entry).exists():
+            if path is None and entry.endswith(DATA_SUFFIXES) and not os.path.exists(folder / entry):
                 found.missing(name, entry, origin, "data file")
         resolved.append(path or entry)
     values[name] = resolved
@@ -141,8 +142,8 @@ def _looked(origin: Origin) -> str:
 
 def _beside(name: str, origin: Origin) -> str:
     """The nearest name in the folder where the file should lie."""
-    folders = [Path(name).expanduser().parent]
+    folders = [Path(os.path.expanduser(name)).parent]
     if origin.file:
         folders.append(Path(origin.file).parent / folders[0])
-    names = [entry.name for folder in folders if folder.is_dir() for entry in folder.iterdir()]
+    names = [entry.name for folder in folders if os.path.isdir(folder) for entry in folder.iterdir()]
     return "." + nearest(Path(name).name, names) if nearest(Path(name).name, names) else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,14 @@ def from_manifest(values: dict[str, Any], given: dict[str, Given]) -> dict[str, 
     """Base model and template, where they were not given, from what lies beside the adapter or the model."""
     model, adapters = values.get("model_name_or_path"), values.get("adapter_name_or_path")
     folder = Path(adapters[-1] if adapters else model or "")
-    if not (adapters or model) or not folder.is_dir():
+    if not (adapters or model) or not os.path.isdir(folder):
         return {}
     manifest = read_manifest(folder) or {}
     origin = Origin(f"manifest of {folder}")
     found = {}
     if not model:
         base = manifest.get("base_model") or _peft_base(folder)
-        if base and looks_local(base) and not Path(base).expanduser().exists():
+        if base and looks_local(base) and not os.path.exists(Path(os.path.expanduser(base))):
             base = manifest.get("base_folder") or base
         if base:
             found["model_name_or_path"] = Given("model_name_or_path", base, origin)

@@ -9,8 +9,10 @@ from typing import Any
 from llmforge.config.given import Given, Problem
 from llmforge.config.keys import keys
 from llmforge.config.translate import nearest_key
+from llmforge.config.yaml_text import shown
 
-REFERENCE = re.compile(r"(?<!\\)\$\{\s*([^{}]*?)\s*\}")
+REFERENCE = re.compile(r"(?<!\\)\$\{\s*([^{}\s]+)\s*\}")
+OPENING = re.compile(r"(?<!\\)\$\{")
 MAX_CHARACTERS = 100_000  # what all references together may grow to
 
 
@@ -44,6 +46,8 @@ def interpolate(given: Mapping[str, Given]) -> tuple[dict[str, Given], list[Prob
 def _unfit(item: Given, given: Mapping[str, Given]) -> list[str]:
     """References that are calls, lead nowhere or in a circle, or grow without end."""
     messages = []
+    if len(OPENING.findall(str(item.value))) != len(REFERENCE.findall(str(item.value))):
+        messages.append(f"{item.key}: {shown(item.value)} opens a reference that is none; the text itself is \\${{")
     for name in REFERENCE.findall(str(item.value)):
         if ":" in name:
             messages.append(f"{item.key}: ${{{name}}} calls a resolver; only other keys may be named, as in ${{seed}}")

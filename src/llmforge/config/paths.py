@@ -34,13 +34,13 @@ def find_input(name: str, origin: Origin | None) -> str | None:
 
     A path said on the command line belongs to the working directory.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_absolute():
-        return str(path) if path.exists() else None
-    if origin and origin.file and (beside := Path(origin.file).parent / path).exists():
+        return str(path) if os.path.exists(path) else None
+    if origin and origin.file and os.path.exists(beside := Path(origin.file).parent / path):
         found = os.path.normpath(beside)
         return os.path.abspath(found) if found.startswith("..") else found
-    return os.path.normpath(path) if path.exists() else None
+    return os.path.normpath(path) if os.path.exists(path) else None
 
 
 def looks_local(name: str) -> bool:

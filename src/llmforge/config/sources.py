@@ -6,6 +6,7 @@ overrides last.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -66,10 +67,10 @@ def read_sources(words: Sequence[str], flags: frozenset[str] = frozenset()) -> S
             _add_text(sources, sys.stdin.read(), "standard input", Path(), ())
         elif match := OVERRIDE.fullmatch(word):
             overrides.append(_override(match[1], match[2]))
-        elif Path(word).expanduser().is_dir():
-            _add_folder(sources, Path(word).expanduser())
+        elif os.path.isdir(Path(os.path.expanduser(word))):
+            _add_folder(sources, Path(os.path.expanduser(word)))
         else:
-            _add_file(sources, Path(word).expanduser(), (), None)
+            _add_file(sources, Path(os.path.expanduser(word)), (), None)
     sources.layers.append(Layer(None, Path(), list({given.key: given for given in overrides}.values())))
     return sources
 
@@ -96,11 +97,11 @@ def _option(word: str, rest: list[str], flags: frozenset[str]) -> Given:
 
 def _add_folder(sources: Sources, folder: Path) -> None:
     """A run folder stands for its recipe; so does a checkpoint inside one, with its own weights."""
-    if (folder / "recipe.yaml").is_file():
+    if os.path.isfile(folder / "recipe.yaml"):
         sources.run_dir = str(folder)
         _add_file(sources, folder / "recipe.yaml", (), None)
         return
-    if not any((folder / name).is_file() for name in ("adapter_config.json", "manifest.json", "config.json")):
+    if not any(os.path.isfile(folder / name) for name in ("adapter_config.json", "manifest.json", "config.json")):
         raise RecipeError(
             f"{folder} is a folder without recipe.yaml, adapter_config.json or config.json: no run, no model"
         )
@@ -113,13 +114,12 @@ def _add_folder(sources: Sources, folder: Path) -> None:
 def _add_file(sources: Sources, path: Path, parents: tuple[Path, ...], said_at: Given | None) -> None:
     name = str(path)
     try:
-        if path.is_dir():
+        if os.path.isdir(path):
             raise IsADirectoryError
         text = read_text(path)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-        reason = {"PermissionError": "may not be read", "IsADirectoryError": "is a folder"}.get(
-            type(error).__name__, "does not exist"
-        )
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
+        reasons: dict[type, str] = {PermissionError: "may not be read", IsADirectoryError: "is a folder"}
+        reason = reasons.get(type(error), "does not exist")
         if said_at is None:
             raise RecipeError(f"{name}: this recipe {reason}{_beside(path)}") from None
         sources.problems.append(Problem(said_at.origin, f"extends: {name} {reason}"))
@@ -146,7 +146,7 @@ def _add_text(sources: Sources, text: str, name: str, folder: Path, parents: tup
             if not isinstance(base, str):
                 sources.problems.append(Problem(item.origin, f"extends: got {base!r}, expected a recipe file"))
                 continue
-            path = (folder / Path(base).expanduser()) if name != "standard input" else Path(base).expanduser()
+            path = Path(os.path.normpath(folder / Path(os.path.expanduser(base))))
             if path.resolve() in parents:
                 sources.problems.append(
                     Problem(item.origin, f"extends: {base} leads back to {name}; files extend in a circle")
@@ -165,5 +165,7 @@ def _beside(path: Path) -> str:
     from llmforge.errors import nearest
 
     folder = path.parent
-    names = [p.name for p in folder.iterdir() if p.suffix in (".yaml", ".yml", ".json")] if folder.is_dir() else []
+    names = (
+        [p.name for p in folder.iterdir() if p.suffix in (".yaml", ".yml", ".json")] if os.path.isdir(folder) else []
+    )
     return f".{nearest(path.name, names)}".rstrip(".")

@@ -180,7 +180,10 @@ class _Builder:
         if id(node) in self.open:
             raise YamlProblem(_line(node), "this value contains itself")
         if isinstance(node, yaml.ScalarNode):
-            return _scalar(node)
+            try:
+                return _scalar(node)
+            except ValueError:
+                raise YamlProblem(_line(node), f"{shown(node.value)} is not what its tag {node.tag} says") from None
         self.open.add(id(node))
         try:
             if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
