@@ -1,0 +1,92 @@
+"""Real processes: a signal saves and names what was saved, a killed run goes on where its last checkpoint was."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llmforge.errors import RunError
+from llmforge.process import process_start
+from llmforge.runs import RunDir
+from llmforge.runs_command import main as runs
+
+CHANGES = {"num_train_epochs": 4000, "save_steps": 5, "lora_dropout": 0.1, "lr_scheduler_type": "constant"}
+
+
+def start(words) -> subprocess.Popen:
+    command = [sys.executable, "-m", "llmforge.cli", "train", *words]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=one_thread)
+
+
+def wait_for_step(process: subprocess.Popen, run: RunDir, step: int, limit_s: float = 120) -> None:
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline and process.poll() is None:
+        if run.log_path.is_file() and any(
+            json.loads(line)["current_steps"] >= step for line in run.log_path.read_text().splitlines(keepends=True)
+            if line.endswith("\n")
+        ):  # fmt: skip
+            return
+        time.sleep(0.02)
+    process.kill()
+    raise AssertionError(f"step {step} was not reached: {process.communicate()[1][-2000:]}")
+
+
+def test_a_stopped_run_is_saved_and_resumed_it_equals_an_unbroken_one(words, train, tmp_path, capsys):
+    run = RunDir(tmp_path / "stopped")
+    process = start(words("stopped", **CHANGES))
+    wait_for_step(process, run, 3)
+    assert run.read_state().state == "running"
+    assert run.read_state().more["process_start"] == process_start(process.pid)
+    with pytest.raises(RunError, match=f"in use by process {process.pid}"):
+        train("stopped", **CHANGES)
+    assert runs(["stop", str(run.path), "--timeout", "60"]) == 0  # sends SIGTERM and waits
+    assert "stopped, saved" in capsys.readouterr().out
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 143
+
+    state = run.read_state()
+    newest = run.checkpoints()[0]
+    assert (state.state, state.more["saved"], state.step) == ("stopped", str(newest), int(newest.name[11:]))
+    assert f"forge-cli train {run.path} resume_from_checkpoint=true" in said
+
+    last = state.step + 3
+    train("stopped", **{**CHANGES, "max_steps": last, "save_steps": last}, resume_from_checkpoint=True)
+    whole = train("whole", **{**CHANGES, "max_steps": last, "save_steps": last})
+    mine, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (run.path, whole))
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_a_killed_run_is_lost_and_its_folder_can_be_gone_on_with(words, train, tmp_path, capsys):
+    run = RunDir(tmp_path / "killed")
+    process = start(words("killed", **CHANGES))
+    wait_for_step(process, run, 6)
+    process.kill()
+    process.communicate()
+    assert run.read_state().state == "lost"
+    step = int(run.checkpoints()[0].name[11:])
+    train("killed", **{**CHANGES, "max_steps": step + 1}, resume_from_checkpoint=True)
+    said = capsys.readouterr().err
+    assert f"took over the lock of process {process.pid}, which is gone" in said
+    assert f"going on from {run.path}/checkpoint-{step}" in said
+    assert run.read_state().state == "finished"
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_at_once(words, tmp_path):
+    run = RunDir(tmp_path / "twice")
+    process = start(words("twice", **CHANGES, gradient_accumulation_steps=20))
+    wait_for_step(process, run, 1)
+    process.send_signal(signal.SIGINT)
+    time.sleep(1.2)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
