@@ -284,4 +284,4 @@ def test_nan_logits_end_one_reply_with_an_error(tokenizer):
 def test_batches_hold_one_adapter_similar_lengths_and_the_budget(model, tokenizer):
     core = LocalCore(model, tokenizer, get_template("chatml", tokenizer), max_rows=3, token_budget=100)
     jobs = [core.prepare(ask([5] * length, max_new_tokens=10)) for length in (40, 3, 39, 4, 5, 6)]
-    assert core.plan(jobs) == [[1, 3, 4], [5, 2], [0]]
+    assert core.plan(jobs) == [[0, 2], [5, 4, 3], [1]]

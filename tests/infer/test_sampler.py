@@ -76,6 +76,14 @@ def test_top_p_counts_mass_within_top_k():
     assert set(drawn(Sampling(top_k=2, top_p=0.62))) == {0}  # 0.5 of 0.8 is 0.625
 
 
+def test_min_p_comes_after_top_p():
+    assert set(drawn(Sampling(top_p=0.82, min_p=0.25))) == {
+        0,
+        1,
+        2,
+    }  # within min_p's three, 0.82 would be reached by two
+
+
 def test_min_p_is_a_share_of_the_likeliest():
     assert set(drawn(Sampling(min_p=0.25))) == {0, 1, 2}  # 0.125 and more
     assert set(drawn(Sampling(min_p=1.0))) == {0}

@@ -151,8 +151,11 @@ class LocalCore:
         return min(room)
 
     def plan(self, jobs: Sequence[Job]) -> list[list[int]]:
-        """Positions of jobs that run together: one adapter, similar lengths, within rows and budget."""
-        order = sorted(range(len(jobs)), key=lambda i: (jobs[i].adapter or "", len(jobs[i].prompt_ids), i))
+        """Positions of jobs that run together: one adapter, similar lengths, within rows and budget.
+
+        The longest come first, so that a batch too large for the memory fails at once and not after an hour.
+        """
+        order = sorted(range(len(jobs)), key=lambda i: (jobs[i].adapter or "", -len(jobs[i].prompt_ids), i))
         batches: list[list[int]] = []
         for i in order:
             if not batches or not self.fits([jobs[j] for j in batches[-1]], jobs[i]):

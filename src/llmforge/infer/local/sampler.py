@@ -80,6 +80,9 @@ class Sampler:
         self.temperature = column([1.0 if g else s.temperature for g, s in zip(self.greedy, settings, strict=True)])
         self.top_k = column([min(s.top_k, self.vocab_size) for s in settings], torch.long)
         self.top_p = column([s.top_p for s in settings], torch.float64)
+        # Kept here too, since asking the tensors each step would make a GPU wait.
+        self.max_top_k = min(max(s.top_k for s in settings), self.vocab_size)
+        self.any_top_p = any(s.top_p < 1 and not g for g, s in zip(self.greedy, settings, strict=True))
         self.min_p = column([math.log(s.min_p) if s.min_p > 0 else -math.inf for s in settings])
         self.repetition = column([s.repetition_penalty for s in settings])
         self.presence = column([s.presence_penalty for s in settings])
@@ -152,21 +155,17 @@ class Sampler:
 
     def _threshold(self, scaled: Tensor) -> Tensor:
         """(rows, 1): the lowest score that top_k, top_p and min_p leave in."""
-        threshold = self.min_p.clone()
-        max_top_k = int(self.top_k.max())
-        if max_top_k:
-            values = scaled.topk(max_top_k).values
-            kth = values.gather(1, (self.top_k - 1).clamp(min=0))
-            kth = torch.where(self.top_k > 0, kth, -math.inf)
-            nucleus = self._nucleus(scaled, kth)
-            return torch.maximum(threshold, torch.maximum(kth, nucleus))
-        return torch.maximum(threshold, self._nucleus(scaled, torch.full_like(threshold, -math.inf)))
+        threshold = torch.full_like(self.min_p, -math.inf)
+        if self.max_top_k:
+            kth = scaled.topk(self.max_top_k).values.gather(1, (self.top_k - 1).clamp(min=0))
+            threshold = torch.where(self.top_k > 0, kth, threshold)
+        if self.any_top_p:
+            threshold = torch.maximum(threshold, self._nucleus(scaled, threshold))
+        return torch.maximum(threshold, self.min_p)
 
     def _nucleus(self, scaled: Tensor, floor: Tensor) -> Tensor:
         """(rows, 1): the score of the last token of the smallest set with probability top_p among scores >= floor."""
         wanted = (self.top_p < 1) & ~self.is_greedy
-        if not bool(wanted.any()):
-            return torch.full_like(floor, -math.inf)
         target = self.top_p * (scaled.exp() * (scaled >= floor)).double().sum(dim=-1, keepdim=True)
         width = min(FIRST_WIDTH, self.vocab_size)
         while True:
