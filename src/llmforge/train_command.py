@@ -13,6 +13,10 @@ from llmforge.errors import RecipeError
 def main(words: Sequence[str]) -> int:
     """Train as the words say; returns the exit code."""
     recipe = load_recipe(words, "train")
+    if recipe.train.do_predict and not recipe.train.do_train:  # LLaMA-Factory's predict recipes are given to train
+        from llmforge.eval.command import main as predict_only
+
+        return predict_only(words)
     if int(os.environ.get("RANK", "0")) == 0:
         for note in recipe.notes:
             print(f"note: {note}", file=sys.stderr)

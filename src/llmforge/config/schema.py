@@ -162,6 +162,17 @@ class TrainConfig:
     max_grad_norm: float = option(1.0, "Gradients are scaled down to this norm; 0 leaves them.", at_least=0)
     bf16: bool | None = option(None, "bf16 autocast; default: when the card has it.")
     fp16: bool | None = option(None, "fp16 autocast with loss scaling; default: on cards without bf16.")
+    batching: str = option(
+        "auto",
+        "How rows go through the model: tree computes starts that rows share once; auto takes it where it is exact.",
+        choices=("auto", "padded", "packed", "tree"),
+    )
+    tokens_per_pass: int | str = option(
+        "auto", "Tokens of one forward pass with batching tree or packed; auto follows train_memory_gb."
+    )
+    train_memory_gb: float | None = option(
+        None, "GB (10^9 bytes) training may take on its device; default: most of what is free at the start.", above=0
+    )
     gradient_checkpointing: bool = option(
         False, "Recompute activations in the backward pass: less memory, a third slower."
     )
