@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import typing
+from pathlib import Path
 
 import openai
 import pytest
@@ -407,3 +408,14 @@ def test_a_body_above_the_cap_is_refused(engine):
 
 def test_the_api_describes_itself(http):
     assert "/v1/chat/completions" in http.get("/openapi.json").json()["paths"]
+
+
+def test_every_field_is_on_the_page():
+    page = (Path(__file__).parents[2] / "docs/serving.md").read_text(encoding="utf-8")
+    assert [name for name in ChatRequest.model_fields if f"`{name}`" not in page] == []
+
+
+def test_the_servers_deadline_goes_with_every_request(engine):
+    with TestClient(create_app(engine, deadline_s=2.5)) as http:
+        post(http)
+    assert engine.asked[0].deadline_s == 2.5
