@@ -270,7 +270,8 @@ def test_predict_recipes_of_llama_factory_do_not_train():
 
 @pytest.mark.parametrize(
     ("command", "missing"),
-    [("train", ["model_name_or_path", "output_dir", "dataset"]), ("predict", ["model_name_or_path", "output_dir", "eval_dataset"]),
+    [("train", ["model_name_or_path", "output_dir", "dataset"]),
+     ("predict", ["model_name_or_path", "output_dir", "eval_dataset"]),
      ("chat", ["model_name_or_path"]), ("api", ["model_name_or_path"]),
      ("export", ["model_name_or_path"]), ("show", [])],
 )  # fmt: skip
