@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import torch
@@ -53,7 +54,7 @@ class PassMemory:
         return int(min(max((limit - self.fixed) / self.per_token, MIN_TOKENS), MAX_TOKENS))
 
 
-def measure_pass(model: nn.Module, forward: Callable[[int], Tensor]) -> PassMemory:
+def measure_pass(model: Any, forward: Callable[[int], Tensor]) -> PassMemory:
     """Measure a pass of `model` by two short probes.
 
     Args:
@@ -89,17 +90,11 @@ def _saved_bytes(forward: Callable[[int], Tensor], tokens: int, own: set[int]) -
     return sum(seen.values())
 
 
-def _workspace_per_token(model: nn.Module) -> int:
-    """Bytes a token takes for a moment in the backward pass of the widest layer: its activations and their gradients."""
-    widest = max(
-        (m.out_features for m in model.modules() if isinstance(m, nn.Linear) and not _is_head(model, m)), default=0
-    )
+def _workspace_per_token(model: Any) -> int:
+    """Bytes a token takes for a moment in the backward pass of the widest layer: activations and their gradients."""
+    head = model.get_output_embeddings()
+    widest = max((m.out_features for m in model.modules() if isinstance(m, nn.Linear) and m is not head), default=0)
     return 4 * widest * next(model.parameters()).element_size()
-
-
-def _is_head(model: nn.Module, module: nn.Module) -> bool:
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    return module is head
 
 
 def held_bytes(device: torch.device) -> int:

@@ -27,8 +27,9 @@ from llmforge.errors import ForgeError, RecipeError
 from llmforge.model.forward import check_isolation
 from llmforge.model.loading import LoadedModel, load_model, load_text
 from llmforge.model.sources import resolve_model
-from llmforge.runs import RunDir, atomic_write, fsync_dir
+from llmforge.runs import RunDir, atomic_write, fsync_dir, read_manifest
 from llmforge.train.arguments import training_arguments
+from llmforge.train.batching import Batching, choose_batching
 from llmforge.train.callbacks import JsonlLog, Pace, ProgressLine, Watch
 from llmforge.train.checkpoint import find_checkpoint
 from llmforge.train.console import clock
@@ -146,18 +147,25 @@ class _OneRun:
             tokenizer, template = load_text(recipe, model_folder)
             report.phase("tokenise", f"template {template.name}, {len(tokenizer):,} tokens in the vocabulary")
             data = build_data(recipe, tokenizer, template)
+        before = read_manifest(self.folder.path) if checkpoint else None
         about = manifest(recipe, model_folder, tokenizer, template) | data_part(data.reports, data.hashes)
         self._describe(data, about, checkpoint)
 
         report.phase("load", str(model_folder))
         set_seed(recipe.train.seed)  # new adapter weights are drawn while loading
         loaded = load_model(recipe, for_training=True)
-        if stage.packs:
+        self.longest_row = int(data.train.lengths.max())
+        batching = choose_batching(recipe, loaded.model, self.longest_row, (before or {}).get("tokens_per_pass"))
+        if stage.packs and not batching.line:
             check_isolation(loaded.model)
         report.say(trainable_line(loaded.model))
 
         self._check_evaluation(args, data)
-        trainer = self._trainer(args, stage, loaded, data)
+        report.say(batching.told)
+        if report.main and batching.line:
+            self._write_manifest(about | {"tokens_per_pass": batching.line.tokens})
+
+        trainer = self._trainer(args, stage, loaded, data, batching)
         self._sizes(trainer, data)
         report.state(state="running", phase="train")
         self.stop.deferred = True
@@ -186,7 +194,7 @@ class _OneRun:
             return
         if checkpoint:
             about["resumed_from"] = str(checkpoint)
-        atomic_write(self.folder.manifest_path, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+        self._write_manifest(about)
         atomic_write(self.folder.data_report_path, json.dumps(data.as_dict(), indent=1, ensure_ascii=False) + "\n")
         for note in data.notes:
             self.report.say(f"note: {note}")
@@ -203,9 +211,13 @@ class _OneRun:
         self.report.say("note: no row is held out, so nothing is evaluated")
         args.eval_strategy, args.do_eval = IntervalStrategy.NO, False
 
-    def _trainer(self, args: TrainingArguments, stage: Stage, loaded: LoadedModel, data: DataSets) -> ForgeTrainer:
+    def _write_manifest(self, about: dict[str, Any]) -> None:
+        atomic_write(self.folder.manifest_path, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+
+    def _trainer(
+        self, args: TrainingArguments, stage: Stage, loaded: LoadedModel, data: DataSets, batching: Batching
+    ) -> ForgeTrainer:
         recipe, train, report = self.recipe, self.recipe.train, self.report
-        self.longest_row = int(data.train.lengths.max())
         if report.main:
             row = show_labels(loaded.tokenizer, data.train[0], report.console.terminal)
             report.say(f"first row, trained tokens {'in green' if report.console.terminal else 'in ⟦⟧'}:\n{row}")
@@ -219,6 +231,7 @@ class _OneRun:
             seed=train.seed if train.data_seed is None else train.data_seed,
             pad_id=0 if pad_id is None else pad_id,
             pack_to=recipe.data.cutoff_len if stage.packs else None,
+            line=batching.line,
             group_by_length=train.group_by_length,
             drop_last=args.dataloader_drop_last,
             shuffle=not train.disable_shuffling,

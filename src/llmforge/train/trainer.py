@@ -32,6 +32,8 @@ from llmforge.train.meter import Meter
 from llmforge.train.steps import StepPlan, StepShape, step_loader
 from llmforge.train.stop import SIGNALS, StopSignal
 
+EVAL_ROWS = 64  # rows among which an evaluation on lines looks for shared starts; the lines themselves stay in budget
+
 
 class EvaluationAbandoned(Exception):
     """A stop signal came during an evaluation; saving matters more than its result."""
@@ -224,8 +226,10 @@ class ForgeTrainer(Trainer):
     def _evaluation_sums(self, rows: EncodedSet) -> Tensor:
         """(3,) summed loss, number right, number of supervised tokens, over all ranks."""
         args = self.args
-        shape = StepShape(args.per_device_eval_batch_size, 1, args.world_size, args.process_index)
-        plan = StepPlan(rows, shape, seed=0, pad_id=self.plan.pad_id)
+        line = self.plan.line
+        size = max(args.per_device_eval_batch_size, EVAL_ROWS if line else 0)
+        shape = StepShape(size, 1, args.world_size, args.process_index)
+        plan = StepPlan(rows, shape, seed=0, pad_id=self.plan.pad_id, line=line)
         model = self.model_wrapped
         model.eval()
         sums = torch.zeros(3, dtype=torch.float64)
