@@ -65,14 +65,21 @@ GOLDEN = {
     "deepseek3": "<bos>S<｜User｜>U<｜Assistant｜>⟦A<eos>⟧<｜User｜>V<｜Assistant｜>⟦B<eos>⟧",
     "deepseekr1": "<bos>S<｜User｜>U<｜Assistant｜>⟦A<eos>⟧<｜User｜>V<｜Assistant｜><think>\n⟦\n</think>\n\nB<eos>⟧",
     "intern": "<bos><|System|>:S\n<|User|>:U\n<|Bot|>:⟦A<eoa>⟧\n<|User|>:V\n<|Bot|>:⟦B<eoa>⟧",
-    "phi": "<|system|>\nS<|end|>\n<|user|>\nU<|end|>\n<|assistant|>\n⟦A<|end|>⟧\n<|user|>\nV<|end|>\n<|assistant|>\n⟦B<|end|>⟧",
+    "phi": (
+        "<|system|>\nS<|end|>\n<|user|>\nU<|end|>\n<|assistant|>\n⟦A<|end|>⟧\n"
+        "<|user|>\nV<|end|>\n<|assistant|>\n⟦B<|end|>⟧"
+    ),
     "phi4": (
-        "<|im_start|>system<|im_sep|>S<|im_end|><|im_start|>user<|im_sep|>U<|im_end|><|im_start|>assistant<|im_sep|>⟦A<|im_end|>⟧"
+        "<|im_start|>system<|im_sep|>S<|im_end|>"
+        "<|im_start|>user<|im_sep|>U<|im_end|><|im_start|>assistant<|im_sep|>⟦A<|im_end|>⟧"
         "<|im_start|>user<|im_sep|>V<|im_end|><|im_start|>assistant<|im_sep|>⟦B<|im_end|>⟧"
     ),
-    "zephyr": "<|system|>\nS<eos>\n<|user|>\nU<eos>\n<|assistant|>\n⟦A<eos>⟧\n<|user|>\nV<eos>\n<|assistant|>\n⟦B<eos>⟧",
+    "zephyr": (
+        "<|system|>\nS<eos>\n<|user|>\nU<eos>\n<|assistant|>\n⟦A<eos>⟧\n<|user|>\nV<eos>\n<|assistant|>\n⟦B<eos>⟧"
+    ),
     "openchat": (
-        "<bos>GPT4 Correct System: S<|end_of_turn|>GPT4 Correct User: U<|end_of_turn|>GPT4 Correct Assistant:⟦ A<|end_of_turn|>⟧"
+        "<bos>GPT4 Correct System: S<|end_of_turn|>"
+        "GPT4 Correct User: U<|end_of_turn|>GPT4 Correct Assistant:⟦ A<|end_of_turn|>⟧"
         "GPT4 Correct User: V<|end_of_turn|>GPT4 Correct Assistant:⟦ B<|end_of_turn|>⟧"
     ),
     "cpm": "<bos>S<用户>U<AI>⟦A<eos>⟧<用户>V<AI>⟦B<eos>⟧",
@@ -165,7 +172,8 @@ def test_the_founding_example_has_27_ids():
     ]
     row = get_template("qwen", qwen).encode(qwen, messages)
     assert row.input_ids == [
-        151644, 8948, 198, 2610, 525, 264, 10950, 17847, 13, 151645, 198, 151644, 872, 198, 4340, 525, 498, 30, 151645, 198,
+        151644, 8948, 198, 2610, 525, 264, 10950, 17847, 13, 151645, 198,
+        151644, 872, 198, 4340, 525, 498, 30, 151645, 198,
         151644, 77091, 198, 40, 1079, 6915, 151645,
     ]  # fmt: skip
     assert row.labels == [X] * 23 + [40, 1079, 6915, 151645]
@@ -263,7 +271,7 @@ def test_label_policy_and_train_flags(tokenizer):
     everything = template.encode(tokenizer, TURNS, policy=LabelPolicy(train_on_prompt=True))
     separator = len(tokenizer.ids("\n"))
     assert everything.labels.count(IGNORE) == separator  # between the turns; it is no part of either
-    with pytest.raises(RecipeError, match="baichuan2.*train_on_prompt"):
+    with pytest.raises(RecipeError, match=r"baichuan2.*train_on_prompt"):
         get_template("baichuan2", tokenizer).encode(tokenizer, TURNS, policy=LabelPolicy(train_on_prompt=True))
 
 

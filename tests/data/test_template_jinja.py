@@ -50,7 +50,7 @@ CONVERSATIONS = {
         Message("assistant", "fine"),
     ],
 }  # fmt: skip
-# These prompts end in a space, as published. Ids of a reply begin behind it; in one text the space would join the reply.
+# These prompts end in a space, as published. A reply begins behind it; in one text the space would join the reply.
 SPACE_BEFORE_REPLY = {"belle", "xverse", "ernie_nothink"}
 
 
@@ -114,7 +114,7 @@ def test_jinja_renders_the_same_ids_on_a_sentencepiece_tokenizer(name):
         pytest.skip("no real tokenizers beside the checkout")
     tokenizer = load_tokenizer(folder)
     theirs = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), eos_token="</s>")
-    theirs.add_tokens([m for m in ("<reserved_106>", "<reserved_107>")], special_tokens=True)
+    theirs.add_tokens(["<reserved_106>", "<reserved_107>"], special_tokens=True)
     template = get_template(name, tokenizer)
     for conversation in ("one turn", "system", "three turns"):
         messages = CONVERSATIONS[conversation][:-1]

@@ -15,8 +15,9 @@ from llmforge.errors import RecipeError
 
 TURNS = [Message("user", "U"), Message("assistant", "A"), Message("user", "V"), Message("assistant", "B")]
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 SMOLLM2 = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
@@ -39,7 +40,8 @@ QWEN3 = """
             {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
         {%- endif %}
         {%- if loop.index0 > ns.last and (loop.last or reasoning) %}
-            {{- '<|im_start|>assistant\\n<think>\\n' + reasoning.strip('\\n') + '\\n</think>\\n\\n' + content.lstrip('\\n') }}
+            {{- '<|im_start|>assistant\\n<think>\\n' + reasoning.strip('\\n') + '\\n</think>\\n\\n' }}
+            {{- content.lstrip('\\n') }}
         {%- else %}
             {{- '<|im_start|>assistant\\n' + content }}
         {%- endif %}
@@ -153,9 +155,12 @@ def test_a_reply_without_an_end_token_is_refused(with_template):
 
 def test_a_history_that_is_rewritten_is_refused(with_template):
     tokenizer = with_template(
-        CHATML.replace("message['content']", "(message['content'] if loop.last else message['content'] | upper)")
+        CHATML.replace(
+            "message['content']",
+            "(message.content if loop.last or message.role == 'user' else message.content | upper)",
+        )
     )
-    with pytest.raises(RecipeError, match="reads differently once the conversation goes on|the prompt for reply"):
+    with pytest.raises(RecipeError, match="reads differently once the conversation goes on"):
         learned(
             tokenizer,
             [Message("user", "u"), Message("assistant", "a"), Message("user", "v"), Message("assistant", "b")],
@@ -220,3 +225,45 @@ def test_calls_of_the_own_template_are_read_back():
         '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
     )
     assert message.tool_calls == (ToolCall("f", {"x": 1}),)
+
+
+def test_typed_tokens_in_a_history_that_lost_its_think_block(with_template):
+    tokenizer = with_template(QWEN3)
+    tool = {"name": "f", "description": "<|im_end|>", "parameters": {}}
+    messages = [
+        Message("user", "<|im_start|>"),
+        Message("assistant", "A <|im_end|>"),
+        Message("user", "V"),
+        Message("assistant", "<think>\n<|im_end|>\n</think>\n\nB"),
+    ]
+    row = get_template("auto", tokenizer).encode(tokenizer, messages, [tool])
+    named = get_template("qwen3", tokenizer).encode(tokenizer, messages)
+    assert row == named  # this chat template does not print tools
+    assert learned(tokenizer, messages) == "A <|im_end|><|im_end|><think>\n<|im_end|>\n</think>\n\nB<|im_end|>"
+    assert row.input_ids.count(tokenizer.control("<|im_end|>")) == 4
+
+
+def test_a_reply_can_be_continued(with_template):
+    tokenizer = with_template(CHATML)
+    row = get_template("auto", tokenizer).encode(tokenizer, TURNS, add_generation_prompt=True)
+    assert row == get_template("chatml", tokenizer).encode(tokenizer, TURNS, add_generation_prompt=True)
+
+
+def test_what_auto_cannot_learn_is_refused(with_template):
+    tokenizer = with_template(CHATML)
+    with pytest.raises(RecipeError, match="learns replies only"):
+        learned(tokenizer, [Message("user", "U", train=True), TURNS[1]])
+    with pytest.raises(RecipeError, match="without messages"):
+        learned(tokenizer, [])
+    once = "{% generation %}{{ messages[-1].content }}{% endgeneration %}"
+    with pytest.raises(RecipeError, match="marks 1 texts, and the row has 2 replies"):
+        learned(with_template(once), TURNS)
+
+
+def test_a_chat_template_that_refuses_the_probe_is_named(with_template):
+    picky = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
+    tokenizer = with_template(picky)
+    message = compare_with_own(get_template("chatml", tokenizer), tokenizer)
+    assert message == (
+        "the tokenizer's own chat template cannot render a system text: the model's chat template stops: no system"
+    )

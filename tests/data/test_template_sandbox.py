@@ -10,6 +10,8 @@ from llmforge.data.templates import sandbox
 from llmforge.data.templates.sandbox import render
 from llmforge.errors import RecipeError
 
+START = "{% set ns = namespace(x='xx') %}{% for i in range(60) %}"  # what follows doubles x sixty times
+
 
 @pytest.fixture(autouse=True)
 def small_limits(monkeypatch):
@@ -60,12 +62,12 @@ def test_no_loop_without_end(source):
     "source",
     [
         "{{ 'x' * 1000000000 }}",
-        "{% set ns = namespace(x='xx') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
-        "{% set ns = namespace(x='xx') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
-        "{% set ns = namespace(x='xx') %}{% for i in range(60) %}{% set ns.x = ns.x.replace('x', 'xx') %}{% endfor %}",
+        START + "{% set ns.x = ns.x + ns.x %}{% endfor %}",
+        START + "{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+        START + "{% set ns.x = ns.x.replace('x', 'xx') %}{% endfor %}",
         "{% set ns = namespace(x=['x']) %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
-        "{% set ns = namespace(x='xx') %}{% for i in range(60) %}{% set ns.x = ns.x | replace('x', 'xx') %}{% endfor %}",
-        "{% set ns = namespace(x='xx') %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] | join %}{% endfor %}",
+        START + "{% set ns.x = ns.x | replace('x', 'xx') %}{% endfor %}",
+        START + "{% set ns.x = [ns.x, ns.x] | join %}{% endfor %}",
         "{{ 'x'.ljust(1000000000) }}",
         "{{ '%1000000000d' % 1 }}",
         "{{ '{:>1000000000}'.format(1) }}",
@@ -73,7 +75,7 @@ def test_no_loop_without_end(source):
         "{{ 10 ** 10 ** 10 }}",
         "{{ 'x' | center(1000000000) }}",
         "{{ [1] | tojson(indent=1000000000) }}",
-        "{% set ns = namespace(x='xx') %}{% for i in range(60) %}{% set ns.x %}{{ ns.x }}{{ ns.x }}{% endset %}{% endfor %}",
+        START + "{% set ns.x %}{{ ns.x }}{{ ns.x }}{% endset %}{% endfor %}",
         "{% set ns = namespace(x=[]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
         "{% set ns = namespace(x={}) %}{% for i in range(60) %}{% set ns.x = {1: ns.x, 2: ns.x} %}{% endfor %}",
         "{% set ns = namespace(x=9) %}{% for i in range(60) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
@@ -99,10 +101,10 @@ def test_what_a_template_refuses_is_an_error_with_its_words():
 
 def test_what_chat_templates_use_works():
     source = (
-        "{%- for m in messages if m.role != 'system' -%}{%- if loop.last -%}!{%- endif -%}{{ m | tojson }}{%- endfor -%}"
-        "{% break_me if false %}".replace("{% break_me if false %}", "")
-        + "{% for i in [1, 2, 3] %}{% if i == 2 %}{% continue %}{% endif %}{{ i }}{% if i == 3 %}{% break %}{% endif %}{% endfor %}"
-        "{{ ['a', 'b'] | map('upper') | join(',') }}{{ 2 * 3 + 1 }}{{ 'a' ~ 1 }}{{ {'b': 1}.items() | list }}{{ '-' * 3 }}"
+        "{%- for m in messages if m.role != 'system' -%}{%- if loop.last -%}!{%- endif -%}{{ m | tojson }}"
+        "{%- endfor -%}{% for i in [1, 2, 3] %}{% if i == 2 %}{% continue %}{% endif %}{{ i }}"
+        "{% if i == 3 %}{% break %}{% endif %}{% endfor %}{{ ['a', 'b'] | map('upper') | join(',') }}"
+        "{{ 2 * 3 + 1 }}{{ 'a' ~ 1 }}{{ {'b': 1}.items() | list }}{{ '-' * 3 }}"
     )
     text = render(source, messages=[{"role": "system", "content": "x"}, {"role": "user", "content": "é<"}])
     assert text == '!{"role": "user", "content": "é<"}13A,B7a1[(\'b\', 1)]---'

@@ -51,7 +51,8 @@ def test_qwen_lists_tools_and_results_as_qwen2_5_does(tokenizer):
     )
     results = [Message("user", "q"), Message("assistant", "", CALLS), Message("tool", "sun"), Message("tool", "9:00")]
     assert template.text(tokenizer, results, [TOOL]).endswith(
-        '<|im_start|>assistant\n<tool_call>\n{"name": "weather", "arguments": {"city": "北\\"京", "days": [1, {"a": null}]}}\n'
+        "<|im_start|>assistant\n<tool_call>\n"
+        '{"name": "weather", "arguments": {"city": "北\\"京", "days": [1, {"a": null}]}}\n'
         '</tool_call>\n<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call><|im_end|>\n'
         "<|im_start|>user\n<tool_response>\nsun\n</tool_response>\n<tool_response>\n9:00\n</tool_response><|im_end|>\n"
     )
@@ -60,7 +61,8 @@ def test_qwen_lists_tools_and_results_as_qwen2_5_does(tokenizer):
 def test_default_is_llama_factorys(tokenizer):
     text = get_template("chatml", tokenizer).text(tokenizer, [Message("user", "q")], [TOOL])
     assert text.startswith(
-        "<|im_start|>system\nYou have access to the following tools:\n> Tool Name: weather\nTool Description: 天气\nTool Args:\n"
+        "<|im_start|>system\nYou have access to the following tools:\n"
+        "> Tool Name: weather\nTool Description: 天气\nTool Args:\n"
         "  - city (string, required): name, should be one of [a, b]\n\n"
         "Use the following format if using a tool:\n```\nAction: tool name (one of [weather])\n"
         "Action Input: the input to the tool, in a JSON format representing the kwargs "
@@ -124,7 +126,8 @@ def test_text_beside_calls_is_refused_where_the_syntax_has_no_place_for_it(name,
 @pytest.mark.parametrize(
     "text",
     [
-        "", "{", "[1, 2]", '{"name": 1, "arguments": {}}', '<tool_call>\n{"name": "f"', "<tool_call>\n{broken}\n</tool_call>",
+        "", "{", "[1, 2]", '{"name": 1, "arguments": {}}', '<tool_call>\n{"name": "f"',
+        "<tool_call>\n{broken}\n</tool_call>",
         "Action: f\nAction Input: {broken", "Action: f\nAction Input: [1]", "f\n{broken}", '[TOOL_CALLS] [{"name": 3}]',
         '[{"name": "f", "parameters": "{"}]', '{"name": "f", "arguments": [1]}',
     ],

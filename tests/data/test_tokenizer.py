@@ -62,7 +62,7 @@ def test_the_space_before_a_text_stands_where_transformers_puts_it(kind, nothing
     from transformers import PreTrainedTokenizerFast
 
     whole = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))("hi<s>hi").input_ids
-    ours = tokenizer.ids("hi") + [tokenizer.bos_id] + tokenizer.ids("hi", "control")
+    ours = [*tokenizer.ids("hi"), tokenizer.bos_id, *tokenizer.ids("hi", "control")]
     assert whole == ours
 
 

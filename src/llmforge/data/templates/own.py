@@ -117,11 +117,15 @@ class OwnTemplate(Template):
 
 
 class _Rendered(NamedTuple):
-    """Rendered text in which `texts` stand behind stand-ins; `spans` are what {% generation %} marks."""
+    """Rendered text in which `texts` stand behind stand-ins.
+
+    `spans` are what {% generation %} marks; `contents` are the messages' contents with their stand-ins.
+    """
 
     text: str
     texts: list[str]
     spans: list[tuple[int, int]]
+    contents: list[str]
 
 
 class _Conversation:
@@ -149,9 +153,9 @@ class _Conversation:
     def render(self, count: int, generate: bool) -> _Rendered:
         """The first `count` messages, with a stand-in for each text that holds a control token."""
         hidden = _Hidden([*self.tokenizer.controls, *GENERATION, OPENING])
-        safe = self.run(
-            [hidden.message(m) for m in self.messages[:count]], [hidden.json(t) for t in self.tools], generate
-        )
+        tools = [hidden.json(tool) for tool in self.tools]  # first, so that the numbers do not depend on `count`
+        messages = [hidden.message(message) for message in self.messages[:count]]
+        safe = self.run(messages, tools, generate)
         if hidden.texts:
             shown = _Hidden([])
             real = self.run([shown.message(m) for m in self.messages[:count]], self.tools, generate)
@@ -169,7 +173,7 @@ class _Conversation:
                 spans.append((starts.pop(), len(text)))
             else:
                 text += piece
-        return _Rendered(text, hidden.texts, spans)
+        return _Rendered(text, hidden.texts, spans, [message["content"] for message in messages])
 
     def run(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], generate: bool) -> str:
         values: dict[str, Any] = _names(self.tokenizer)
@@ -193,7 +197,7 @@ class _Conversation:
         replies = [i for i, message in enumerate(self.messages) if message.role == "assistant"]
         if row.spans and len(row.spans) != len(replies):
             raise RecipeError(
-                f"template 'auto': the chat template marks {len(row.spans)} texts with {{% generation %}}, and the row has "
+                f"template 'auto': {{% generation %}} marks {len(row.spans)} texts, and the row has "
                 f"{len(replies)} replies; name a template"
             )
         spans = []
@@ -220,8 +224,8 @@ class _Conversation:
             )
         start, end = len(asked), min(len(told), len(row.text))
         if not (row.text + told[len(row.text) :]).startswith(told):
-            reply = split_reasoning(self.messages[i])
-            body = _Hidden([*self.tokenizer.controls, OPENING]).write(reply.content).strip() if not row.texts else ""
+            reply = split_reasoning(replace(self.messages[i], content=row.contents[i]))
+            body = reply.content.strip()
             at = row.text.find(body, start) if body else -1
             tail = told[told.rfind(body) + len(body) :] if body else ""
             if at < 0 or row.text[start:at].strip() or not row.text.startswith(tail, at + len(body)):
@@ -236,8 +240,8 @@ class _Conversation:
         if not ends or row.text[ends[-1] : end].strip():
             tail = row.text[start:end][-20:]
             raise RecipeError(
-                f"template 'auto': the chat template ends reply {i + 1} with {tail!r}, which holds no end token, so the "
-                "model would not learn to stop; name a template"
+                f"template 'auto': the chat template ends reply {i + 1} with {tail!r}, which holds no end token, so "
+                "the model would not learn to stop; name a template"
             )
         return start, ends[-1]
 

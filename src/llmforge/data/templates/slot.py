@@ -36,9 +36,3 @@ def fill(slot: str, values: Mapping[str, str], content: Iterable[Part] = (), lea
     if "content" not in pieces[1::2]:
         parts.extend(content)
     return [part for part in parts if part.text]
-
-
-def halves(slot: str) -> tuple[str, str]:
-    """What stands before and after {content}."""
-    before, _, after = slot.partition("{content}")
-    return before, after

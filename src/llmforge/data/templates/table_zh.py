@@ -137,8 +137,8 @@ CHINESE = [
         separator="\n",
         default_system=(
             "You are an AI programming assistant, utilizing the Deepseek Coder model, developed by Deepseek Company, "
-            "and you only answer questions related to computer science. For politically sensitive questions, security and "
-            "privacy issues, and other non-computer science questions, you will refuse to answer\n"
+            "and you only answer questions related to computer science. For politically sensitive questions, security "
+            "and privacy issues, and other non-computer science questions, you will refuse to answer\n"
         ),
         roles={"assistant": "### Response:"},
         marks=("<|EOT|>",),
@@ -292,9 +292,9 @@ CHINESE = [
         default_system=(
             "You are Skywork-o1, a thinking model developed by Skywork AI, specializing in solving complex problems "
             "involving mathematics, coding, and logical reasoning through deep thought. When faced with a user's "
-            "request, you first engage in a lengthy and in-depth thinking process to explore possible solutions to the problem. "
-            "After completing your thoughts, you then provide a detailed explanation of the solution process in your "
-            "response."
+            "request, you first engage in a lengthy and in-depth thinking process to explore possible solutions to the "
+            "problem. After completing your thoughts, you then provide a detailed explanation of the solution process "
+            "in your response."
         ),
     ),
     Template(
