@@ -255,3 +255,30 @@ def test_adapters_come_and_go_while_the_engine_runs(tiny_model_dir, tmp_path):
     base, adapted, names = asyncio.run(scenario())
     assert names == ["tiny", "v1.0"]
     assert adapted == expected != base
+
+
+def test_a_dead_worker_leaves_nobody_waiting(core):
+    class Falling(LocalCore):
+        def fits(self, batch, job):
+            raise MemoryError("planted")
+
+    falling = Falling(core.model, core.tokenizer, core.template, served={"tiny": ""})
+
+    async def scenario():
+        engine = LocalEngine(ServedModels(falling, [ModelCard("tiny", "tiny")]))
+        await engine.start()
+        first = asyncio.create_task(collect(engine, asking(5, max_new_tokens=300)))
+        while not engine.stats().running:
+            await asyncio.sleep(0.005)
+        others = [asyncio.create_task(collect(engine, asking(5))) for _ in range(2)]
+        results = await asyncio.gather(first, *others, return_exceptions=True)
+        is_ready = engine.stats().ready
+        with pytest.raises(EngineUnavailable, match="dead"):
+            await collect(engine, asking(5))
+        await engine.stop()
+        return results, is_ready
+
+    results, is_ready = asyncio.run(scenario())
+    assert len(ids_of(results[0])) == 300
+    assert [type(result) for result in results[1:]] == [EngineUnavailable, EngineUnavailable]
+    assert not is_ready

@@ -214,6 +214,12 @@ def test_other_machines_need_a_key(run_dir, monkeypatch):
         api([str(run_dir), *GREEDY, "host=0.0.0.0"])
 
 
+def test_a_missing_extra_is_one_line(run_dir, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sse_starlette", None)
+    with pytest.raises(RecipeError, match=r"pip install 'llmforge\[serve\]'"):
+        api([str(run_dir), *GREEDY])
+
+
 def test_sigterm_lets_a_running_stream_end_and_exits_0(run_dir):
     process = subprocess.Popen(
         [sys.executable, "-m", "llmforge.cli", "api", str(run_dir), *GREEDY, "port=0"],

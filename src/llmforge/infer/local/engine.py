@@ -86,7 +86,7 @@ class LocalEngine:
     async def start(self) -> None:
         """Start the worker."""
         self._state = "ready"
-        self._thread = threading.Thread(target=self._work, name="llmforge-engine", daemon=True)
+        self._thread = threading.Thread(target=self._live, name="llmforge-engine", daemon=True)
         self._thread.start()
 
     async def stop(self, drain_s: float = 0.0) -> None:
@@ -158,21 +158,20 @@ class LocalEngine:
         return self.core.capabilities()
 
     def stats(self) -> EngineStats:
-        alive = self._thread is not None and self._thread.is_alive()
         return EngineStats(
             len(self._running),
             self._admitted,
             self._prompt_tokens,
             self._completion_tokens,
-            alive and self._state == "ready",
+            self._state == "ready",
         )
 
     # --- on the event loop ---
 
     def _admit(self) -> None:
         with self._changed:
-            if self._state != "ready" or self._thread is None or not self._thread.is_alive():
-                raise EngineUnavailable(f"the engine is {self._state if self._state != 'ready' else 'dead'}")
+            if self._state != "ready":
+                raise EngineUnavailable(f"the engine is {self._state}")
             if self._admitted >= self.max_queue + (not self._running):  # an idle engine's next request does not wait
                 raise EngineBusy(f"{self._admitted} requests wait already", max(1.0, self._batch_s))
             self._admitted += 1
@@ -216,6 +215,18 @@ class LocalEngine:
         await asyncio.wrap_future(done)
 
     # --- in the worker ---
+
+    def _live(self) -> None:
+        """Work until stopped; when that fails itself, nobody is left waiting."""
+        try:
+            self._work()
+        except BaseException:
+            log.exception("the engine died")
+            with self._changed:
+                self._state = "dead"
+                tickets, self._waiting, self._running = [*self._waiting, *self._running], [], []
+            for ticket in tickets:
+                ticket.put(EngineUnavailable("the engine died; the server's log has the details"))
 
     def _work(self) -> None:
         while True:
