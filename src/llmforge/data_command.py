@@ -74,6 +74,8 @@ def tokens(words: list[str]) -> int:
         except RecipeError as error:
             raise RecipeError(f"{chat.source}: {error}") from None
         rows.append((chat.source, row, text))
+    if not rows:
+        raise RecipeError(f"data tokens: {options.file} holds no conversation")
     for source, row, text in rows:
         if options.json:
             print(json.dumps({**row._asdict(), "text": text}, ensure_ascii=False))

@@ -97,6 +97,7 @@ def test_the_founding_example(ask):
     ("rows", "words", "message"),
     [
         (['{"messages": '], (), "line 1"),
+        ([""], (), "holds no conversation"),
         ([{"messages": CHAT}, {"messages": []}], (), "row 2: expected an object with a list `messages`"),
         ([{"messages": CHAT}, [1]], (), "row 2"),
         ([{"messages": [{"role": "usr", "content": "x"}]}], (), "row 1: unknown role"),
