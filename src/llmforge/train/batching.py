@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from llmforge.config.schema import Recipe
 from llmforge.data.example import Encoded
@@ -68,6 +69,8 @@ def _why_not(recipe: Recipe, inner: Any, model: Any) -> str | None:
         return f"flash_attn: {recipe.model.flash_attn} was asked for"
     if reason := supports_forest(inner):
         return reason
+    if is_deepspeed_zero3_enabled():
+        return "ZeRO-3 has the weights in pieces, on which the layout cannot be proven"
     if recipe.train.neftune_noise_alpha:
         return "neftune_noise_alpha scales its noise by the length of a padded row"
     config = inner.config.get_text_config()

@@ -24,7 +24,6 @@ from llmforge.config.names import STAGES
 from llmforge.config.schema import Recipe
 from llmforge.data.build import DataSets, build_data
 from llmforge.errors import ForgeError, RecipeError
-from llmforge.model.forward import check_isolation
 from llmforge.model.loading import LoadedModel, load_model, load_text
 from llmforge.model.sources import resolve_model
 from llmforge.runs import RunDir, atomic_write, fsync_dir, read_manifest
@@ -156,8 +155,6 @@ class _OneRun:
         loaded = load_model(recipe, for_training=True)
         self.longest_row = int(data.train.lengths.max())
         batching = choose_batching(recipe, loaded.model, self.longest_row, (before or {}).get("tokens_per_pass"))
-        if stage.packs and not batching.line:
-            check_isolation(loaded.model)
         report.say(trainable_line(loaded.model))
 
         self._check_evaluation(args, data)

@@ -23,7 +23,7 @@ from llmforge.data.example import EncodedSet
 from llmforge.data.plan import Batch
 from llmforge.errors import RecipeError, RunError
 from llmforge.model.adapters import count_parameters, loraplus_groups
-from llmforge.model.forward import token_scores
+from llmforge.model.forward import check_isolation, token_scores
 from llmforge.runs import RunDir
 from llmforge.train.checkpoint import prune, seal
 from llmforge.train.generation import ReplyScores
@@ -101,6 +101,12 @@ class ForgeTrainer(Trainer):
     @functools.cached_property
     def _num_parameters(self) -> int:
         return count_parameters(self.forge_model)[1]
+
+    def _prepare_for_training(self, *args: Any) -> tuple[nn.Module, DataLoader]:
+        model, loader = super()._prepare_for_training(*args)
+        if self.plan.packed and self.plan.line is None:
+            check_isolation(model)  # here, since before this ZeRO-3 has the weights in pieces
+        return model, loader
 
     # One optimizer step
 
