@@ -47,7 +47,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    # configs/, recipes/ and data/ travel with a wheel as llmforge/shipped/...; config/paths.py finds them in both places.
+    # In a wheel configs/, recipes/ and data/ are llmforge/shipped/...; config/paths.py finds them there and here.
     package_dir={"": "src", **{f"llmforge.shipped.{name}": name for name in SHIPPED}},
     packages=[*find_packages("src"), *(f"llmforge.shipped.{name}" for name in SHIPPED)],
     package_data={f"llmforge.shipped.{name}": patterns for name, patterns in SHIPPED.items()},

@@ -95,5 +95,7 @@ def test_the_forum_sheet_has_what_such_sheets_have():
     assert any('"' in row["question"] for row in sheet)
     best = [row for row in sheet if row["is_best"] == "1"]
     assert len(best) == len({row["title"] for row in sheet}) < len(sheet)
-    asked = {row["conversations"][0]["content"] for row in (*rows("legal_faq_chat_train"), *rows("legal_faq_chat_test"))}
+    asked = {
+        row["conversations"][0]["content"] for row in (*rows("legal_faq_chat_train"), *rows("legal_faq_chat_test"))
+    }
     assert asked == {f"{row['title']}\n{row['question']}" for row in best}

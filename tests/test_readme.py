@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shlex
 import shutil
@@ -19,7 +17,8 @@ import pytest
 from llmforge import cli
 
 REPO = Path(__file__).parents[1]
-PAGES = ("README.md", "README_zh.md", "docs/train.md", "docs/data.md", "docs/export.md", "docs/serve.md", "docs/recipes.md")  # fmt: skip
+DOCS = ("train", "data", "export", "serve", "recipes")
+PAGES = ("README.md", "README_zh.md", *(f"docs/{name}.md" for name in DOCS))
 QUICKSTART = "train recipes/classify_lora.yaml"
 TINY_RUN = "device=cpu plot_loss=false max_samples=4 max_steps=1 per_device_train_batch_size=2 max_new_tokens=2"
 
@@ -80,7 +79,9 @@ def test_every_other_line_is_a_make_target_or_part_of_a_clone(line):
 
 def test_inline_make_targets_exist():
     targets = set(re.findall(r"^([\w-]+):", (REPO / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    named = {name for page in PAGES for name in re.findall(r"`make ([\w-]+)", (REPO / page).read_text(encoding="utf-8"))}
+    named = {
+        name for page in PAGES for name in re.findall(r"`make ([\w-]+)", (REPO / page).read_text(encoding="utf-8"))
+    }
     assert named
     assert named <= targets
 
@@ -94,7 +95,7 @@ def test_every_link_leads_to_a_file(page):
 @pytest.mark.parametrize("page", PAGES)
 def test_every_path_that_a_page_names_exists(page):
     text = (REPO / page).read_text(encoding="utf-8")
-    named = set(re.findall(r"(?:recipes|configs|data)/[\w./-]+\.(?:yaml|json|jsonl|py)", text))
+    named = set(re.findall(r"(?:recipes|configs|data)/[\w./-]+\.(?:yaml|jsonl|json|py)", text))
     assert [name for name in named if not (REPO / name).exists()] == []
 
 
@@ -130,7 +131,9 @@ def test_the_api_answers_the_client_of_the_docs(place, tiny_model_dir):
     try:
         address = wait_for_address(server)
         code = blocks("docs/serve.md", "python")[0].replace("http://127.0.0.1:8000", address)
-        said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True).stdout
+        said = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+        ).stdout
         assert "classify" in said.splitlines()[0]
     finally:
         server.send_signal(signal.SIGTERM)
