@@ -31,10 +31,8 @@ def num_ranks(recipe: Recipe) -> int:
     Raises:
         RecipeError: more ranks than GPUs.
     """
-    import torch
-
-    wanted, on_cpu = recipe.launch.nproc, recipe.model.device == "cpu"
-    cards = 0 if on_cpu else torch.cuda.device_count()
+    wanted = recipe.launch.nproc
+    cards = 0 if recipe.model.device == "cpu" else _visible_gpus()
     if wanted in ("auto", "gpu"):
         return max(cards, 1)
     if not str(wanted).isdigit() or int(wanted) < 1:
@@ -66,11 +64,15 @@ def _here(recipe: Recipe) -> int:
     return 0
 
 
-def _tell_deepspeed(recipe: Recipe, environment: MutableMapping[str, str]) -> None:
-    """DeepSpeed asks the environment, while it is imported, which device it works for."""
+def _visible_gpus() -> int:
     import torch
 
-    if recipe.model.device == "cpu" or not torch.cuda.is_available():
+    return torch.cuda.device_count()
+
+
+def _tell_deepspeed(recipe: Recipe, environment: MutableMapping[str, str]) -> None:
+    """DeepSpeed asks the environment, while it is imported, which device it works for."""
+    if recipe.model.device == "cpu" or not _visible_gpus():
         environment.setdefault("DS_ACCELERATOR", "cpu")
 
 
