@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from llmforge.config.schema import FinetuneConfig
+from llmforge.data.example import Encoded
 from llmforge.errors import RecipeError
 from llmforge.model.adapter_files import check_adapter
 from llmforge.model.adapters import (
@@ -19,6 +20,7 @@ from llmforge.model.adapters import (
     train_all,
     train_some_layers,
 )
+from llmforge.model.eva import init_eva
 from llmforge.model.pissa import save_adapter
 from llmforge.model.weights import fingerprint
 
@@ -131,6 +133,21 @@ def test_a_pissa_adapter_read_back_gives_the_trained_logits(base, tmp_path, init
     if convert:  # any other tool reads it as plain LoRA
         config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
         assert (config["r"], config["lora_alpha"], config["init_lora_weights"]) == (8, 16, True)
+
+
+def test_eva_spans_what_the_layers_see_and_leaves_the_logits_as_they_are(base):
+    model = add_lora(base(), FinetuneConfig(lora_init="eva", lora_rank=4), [])
+    rows = [Encoded([1, 20 + i, 30, 40 + i, 2], [-100] * 5) for i in range(20)]
+    init_eva(model, rows)
+    weight = model.base_model.model.model.layers[0].self_attn.q_proj.lora_A["default"].weight
+    torch.testing.assert_close(weight @ weight.T, torch.eye(4), atol=1e-4, rtol=0)  # principal directions
+    torch.testing.assert_close(logits(model), logits(base()), atol=1e-5, rtol=0)
+    assert (
+        sum(p.numel() for p in model.parameters() if p.requires_grad)
+        == count_parameters(add_lora(base(), FinetuneConfig(lora_rank=4), []))[0]
+    )
+    with pytest.raises(RecipeError, match="at least lora_rank = 4 tokens"):
+        init_eva(model, rows[:0])
 
 
 def test_a_tied_embedding_that_learns_stays_the_output_head(base):

@@ -66,8 +66,8 @@ def export(recipe: Recipe) -> Path:
     if recipe.model.resize_vocab:
         grow_embeddings(model, len(tokenizer))
     model = attach_adapters(model, adapters).eval()
-    say("computing what base and adapter answer, to compare with")
-    expected = verify.answers(model, prompts)
+    say("letting base and adapter answer, to compare with")
+    expected = verify.rehearse(model, prompts)
     model = merge_layers(model, dtype).to(dtype)
     untie_what_differs(model)
     with atomic_dir(target) as temporary:

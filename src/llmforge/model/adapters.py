@@ -91,6 +91,8 @@ def add_lora(model: Any, finetune: FinetuneConfig, adapters: list[str]) -> Any:
         # A trained copy of a tied embedding must stay the output head too.
         "ensure_weight_tying": bool(tied and embeddings & {*targets, *finetune.additional_target}),
     }
+    if settings["init_lora_weights"] == "eva":  # the weights come from the data: init_eva in model/eva.py
+        settings["eva_config"] = peft.EvaConfig(rho=1.0)
     return remember_initial_lora(_wrap(model, peft.LoraConfig, settings, "lora_init"))
 
 

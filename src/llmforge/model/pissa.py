@@ -33,16 +33,23 @@ def remember_initial_lora(model: Any) -> Any:
     return model
 
 
-def save_adapter(model: Any, folder: Path, finetune: FinetuneConfig, state_dict: dict[str, Any] | None = None) -> None:
+def save_adapter(model: Any, folder: Path, finetune: FinetuneConfig) -> None:
     """Write the active adapter in PEFT's layout; with `pissa_convert` as plain LoRA for the unchanged base.
-
-    `state_dict` holds the gathered weights when a distributed engine has spread them.
 
     Raises:
         RecipeError: a PiSSA adapter that was continued; its start lies in another run.
     """
-    model.save_pretrained(folder, state_dict=state_dict, selected_adapters=[model.active_adapter])
-    if not (finetune.pissa_convert and changes_base(model.active_peft_config)):
+    model.save_pretrained(folder, selected_adapters=[model.active_adapter])
+    make_plain(model, folder, finetune)
+
+
+def make_plain(model: Any, folder: Path, finetune: FinetuneConfig) -> None:
+    """Turn the PiSSA adapter of `model` just saved in `folder` into plain LoRA, when the recipe says `pissa_convert`.
+
+    Raises:
+        RecipeError: see `save_adapter`.
+    """
+    if not (finetune.pissa_convert and hasattr(model, "active_peft_config") and changes_base(model.active_peft_config)):
         return
     if not hasattr(model, "initial_lora"):
         raise RecipeError("pissa_convert: a continued PiSSA adapter cannot be converted; export it instead")
