@@ -24,7 +24,9 @@ from llmforge.config.names import STAGES
 from llmforge.config.schema import Recipe
 from llmforge.data.build import DataSets, build_data
 from llmforge.errors import ForgeError, RecipeError
+from llmforge.model.eva import init_eva
 from llmforge.model.loading import LoadedModel, load_model, load_text
+from llmforge.model.pissa import make_plain
 from llmforge.model.sources import resolve_model
 from llmforge.runs import RunDir, atomic_write, fsync_dir, read_manifest
 from llmforge.train.arguments import training_arguments
@@ -153,6 +155,9 @@ class _OneRun:
         report.phase("load", str(model_folder))
         set_seed(recipe.train.seed)  # new adapter weights are drawn while loading
         loaded = load_model(recipe, for_training=True)
+        fresh = recipe.finetune.create_new_adapter or not recipe.model.adapter_name_or_path
+        if recipe.finetune.lora_init == "eva" and fresh and not checkpoint:
+            init_eva(loaded.model, data.train)
         self.longest_row = int(data.train.lengths.max())
         batching = choose_batching(recipe, loaded.model, self.longest_row, (before or {}).get("tokens_per_pass"))
         report.say(trainable_line(loaded.model))
@@ -299,6 +304,7 @@ class _OneRun:
         trainer.save_model(str(temporary))
         if report.main:
             check_saved(temporary)
+            make_plain(loaded.model, temporary, self.recipe.finetune)
             for name in TOKENIZER_FILES:
                 if (loaded.tokenizer.folder / name).is_file() and not (temporary / name).exists():
                     shutil.copyfile(loaded.tokenizer.folder / name, temporary / name)
