@@ -117,7 +117,10 @@ class EncodedSet(Sequence[Encoded]):
         if not 0 <= index < len(self):
             raise IndexError(index)
         start, end = self.offsets[index], self.offsets[index + 1]
-        return Encoded(self.input_ids[start:end].tolist(), self.labels[start:end].tolist())
+        labels = self.labels[start:end].tolist()
+        if labels:
+            labels[0] = IGNORE  # nothing predicts a row's first token, also where joined texts were cut
+        return Encoded(self.input_ids[start:end].tolist(), labels)
 
     def __iter__(self) -> Iterator[Encoded]:
         return (self[i] for i in range(len(self)))

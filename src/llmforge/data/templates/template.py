@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from llmforge.data.example import IGNORE, Encoded, Message
-from llmforge.data.templates.parts import encode_parts
+from llmforge.data.templates.parts import Chunk, cut, encode_chunks
 from llmforge.data.templates.slot import Part, fill
 from llmforge.data.templates.thinking import Thinking, split_reasoning
 from llmforge.data.templates.tools import ToolSyntax, get_syntax
@@ -93,8 +93,23 @@ class Template:
             RecipeError: the conversation does not fit the template, or the tokenizer lacks a token of it.
         """
         parts = self.parts(tokenizer, messages, tools, add_generation_prompt=add_generation_prompt, policy=policy)
-        row = encode_parts(parts, tokenizer, self.marks, self.name)
+        row = encode_chunks(cut(parts, tokenizer, self.marks, self.name), tokenizer)
         return Encoded(row.input_ids, [IGNORE] * len(row.input_ids)) if add_generation_prompt else row
+
+    def chunks(
+        self,
+        tokenizer: Tokenizer,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] = (),
+        *,
+        policy: LabelPolicy = REPLIES,
+    ) -> list[Chunk]:
+        """The row cut at its boundaries: what `encode` encodes, so that the texts of many rows can go in one call.
+
+        Raises:
+            RecipeError: as `encode`.
+        """
+        return cut(self.parts(tokenizer, messages, tools, policy=policy), tokenizer, self.marks, self.name)
 
     def text(
         self,
