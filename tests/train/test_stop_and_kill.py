@@ -80,13 +80,26 @@ def test_a_killed_run_is_lost_and_its_folder_can_be_gone_on_with(words, train, t
     assert run.read_state().state == "finished"
 
 
-@pytest.mark.slow
-def test_a_second_signal_ends_at_once(words, tmp_path):
-    run = RunDir(tmp_path / "twice")
-    process = start(words("twice", **CHANGES, gradient_accumulation_steps=20))
-    wait_for_step(process, run, 1)
-    process.send_signal(signal.SIGINT)
-    time.sleep(1.2)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode == 130
+TWO_SIGNALS = """
+import time
+from llmforge.train.stop import StopSignal
+stop = StopSignal(lambda number: print("first", number, flush=True), lambda number: print("second", number, flush=True))
+stop.deferred = True
+with stop.installed():
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_at_once_and_a_doubled_first_does_not(number):
+    process = subprocess.Popen([sys.executable, "-c", TWO_SIGNALS], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    assert process.stdout.readline() == f"first {int(number)}\n"
+    process.send_signal(number)  # a launcher and a terminal pass on the same Ctrl-C
+    time.sleep(1.1)
+    assert process.poll() is None
+    process.send_signal(number)
+    assert process.communicate(timeout=10)[0] == f"second {int(number)}\n"
+    assert process.returncode == 128 + number

@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 
 from llmforge.config.schema import Recipe
 from llmforge.errors import RecipeError, nearest, require
+from llmforge.model.device import mixed_precision
 
 # Keys that the class knows too and Forge acts on itself: the step plan accumulates, resuming and trackers are our own.
 OURS = ("gradient_accumulation_steps", "resume_from_checkpoint", "report_to", "gradient_checkpointing", "do_predict")
@@ -91,14 +92,10 @@ def _precision(recipe: Recipe, use_cpu: bool, notices: list[str]) -> dict[str, b
         why = "this run computes on the CPU, in fp32" if use_cpu else "pure_bf16 needs no autocast"
         notices += [f"{key}: true has no effect: {why}" for key, on in (("bf16", bf16), ("fp16", fp16)) if on]
         return {"bf16": False, "fp16": False}
-    if bf16 and not torch.cuda.is_bf16_supported():
+    if bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise RecipeError("bf16: this card has no bf16; use fp16: true")
-    if bf16 is None and fp16 is None:
-        bf16 = torch.cuda.is_bf16_supported()
-        fp16 = not bf16
-        if fp16:
-            notices.append("this card has no bf16: computing in fp16 with loss scaling")
-    return {"bf16": bool(bf16), "fp16": bool(fp16)}
+    dtype = mixed_precision(recipe, torch.device("cuda"))
+    return {"bf16": dtype == torch.bfloat16, "fp16": dtype == torch.float16}
 
 
 def deepspeed_config(given: str | dict | None) -> dict | None:
