@@ -224,6 +224,9 @@ def test_several_adapters_are_served_by_name(base, tmp_path):
         attach_adapter(model, one, "first")
     with pytest.raises(RecipeError, match="leave dots out"):
         attach_adapter(model, one, "v1.2")
+    pissa = saved(add_lora(base(), FinetuneConfig(lora_init="pissa"), []), tmp_path / "pissa")
+    with pytest.raises(RecipeError, match="takes a part out of the base"):
+        attach_adapter(model, pissa, "third")
 
 
 def test_an_adapter_of_another_base_is_refused(base, tmp_path, tiny_model_dir):

@@ -1,3 +1,4 @@
+import importlib
 import json
 import shutil
 
@@ -148,7 +149,7 @@ def test_added_tokens_grow_the_embeddings_and_are_saved_with_the_adapter(copy, t
 
 def test_a_library_that_is_absent_is_named(copy):
     try:
-        import bitsandbytes  # noqa: F401  # only to know whether it is here
+        importlib.import_module("bitsandbytes")
     except ImportError:
         with pytest.raises(RecipeError, match=r"quantization_bit: 4 needs .*llmforge\[bitsandbytes\]"):
             load(copy, "quantization_bit=4")

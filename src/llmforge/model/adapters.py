@@ -164,6 +164,11 @@ def attach_adapter(model: Any, path: str | Path, name: str) -> Any:
         raise RecipeError(f"adapters: {name!r} cannot be an adapter's name inside the model; leave dots out")
     if isinstance(model, peft.PeftModel) and name in model.peft_config:
         raise RecipeError(f"adapters: the name {name!r} is taken")
+    if changes_base(peft.PeftConfig.from_pretrained(str(path))):
+        raise RecipeError(
+            f"adapters: {path} takes a part out of the base (pissa, olora), which the other adapters share; train it with "
+            "pissa_convert: true, or export it and serve it alone"
+        )
     return _read(model, str(path), name)
 
 
