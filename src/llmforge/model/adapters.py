@@ -166,7 +166,7 @@ def attach_adapter(model: Any, path: str | Path, name: str) -> Any:
         raise RecipeError(f"adapters: the name {name!r} is taken")
     if changes_base(peft.PeftConfig.from_pretrained(str(path))):
         raise RecipeError(
-            f"adapters: {path} takes a part out of the base (pissa, olora), which the other adapters share; train it with "
+            f"adapters: {path} takes a part out of the base (pissa, olora), which others share; train it with "
             "pissa_convert: true, or export it and serve it alone"
         )
     return _read(model, str(path), name)
