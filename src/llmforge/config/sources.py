@@ -40,23 +40,27 @@ class Sources:
     problems: list[Problem] = field(default_factory=list)
     run_dir: str | None = None
     folders: list[str] = field(default_factory=list)  # folders that hold weights but no recipe
+    groups: Sequence[str] = NESTED  # keys whose mappings hold keys of their own
 
     @property
     def files(self) -> list[str]:
         return [layer.file for layer in self.layers if layer.file]
 
 
-def read_sources(words: Sequence[str], flags: frozenset[str] = frozenset()) -> Sources:
+def read_sources(
+    words: Sequence[str], flags: frozenset[str] = frozenset(), groups: Sequence[str] = NESTED
+) -> Sources:
     """Read the words behind a command.
 
     Args:
         words: recipe files, a run folder or `-`, then `key=value`, `--key value`, `--key=value` or `--flag`.
         flags: keys of type bool, which may stand without a value.
+        groups: keys whose mappings hold keys of their own, each with its line.
 
     Raises:
         RecipeError: a word that is none of these.
     """
-    sources = Sources()
+    sources = Sources(groups=groups)
     overrides: list[Given] = []
     rest = list(words)
     while rest:
@@ -132,7 +136,7 @@ def _add_file(sources: Sources, path: Path, parents: tuple[Path, ...], said_at: 
 
 def _add_text(sources: Sources, text: str, name: str, folder: Path, parents: tuple[Path, ...]) -> None:
     try:
-        given, problems = parse_recipe(text, name, NESTED)
+        given, problems = parse_recipe(text, name, sources.groups)
     except YamlProblem as problem:
         sources.problems.append(Problem(at_line(name, problem.line), problem.message))
         return
