@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import resource
 import shutil
+import sys
 
 import pytest
 import torch
@@ -125,3 +127,59 @@ def test_a_pickle_planted_in_a_checkpoint_is_not_executed(train, tmp_path):
     with pytest.raises(Exception, match=r"weights_only|Weights only"):
         train(max_steps=2, resume_from_checkpoint=True)
     assert not marker.exists()
+
+
+def test_a_full_disk_ends_the_run_and_leaves_the_checkpoints_before_it(train, tmp_path):
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    run = train(save_steps=1, max_steps=1)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, most))  # the optimizer's file is larger
+    try:
+        with pytest.raises(RunError, match=r"checkpoint-2 could not be written.*before it are whole"):
+            train(save_steps=1, max_steps=2, resume_from_checkpoint=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    assert find_checkpoint(RunDir(run), True)[0].name == "checkpoint-1"
+    assert not list(run.glob(".checkpoint-*"))
+    assert RunDir(run).read_state().state == "failed"
+
+
+FILE_EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
+
+
+def die_at(count: int):
+    """End this process at the count-th thing it does to a file; renames and removals happen after their event."""
+
+    def hook(event, args):
+        nonlocal count
+        if event in FILE_EVENTS:
+            count -= 1
+            if count == 0:
+                os._exit(9)
+
+    return hook
+
+
+def test_a_process_may_die_at_any_moment_of_a_save(tmp_path):
+    def write(step):
+        temporary = tmp_path / f".checkpoint-{step}.tmp"
+        temporary.mkdir()
+        for name in ("weights.bin", "trainer_state.json"):
+            (temporary / name).write_bytes(b"x" * 1000)
+        seal(temporary, tmp_path / f"checkpoint-{step}")
+        prune(RunDir(tmp_path), 1, None)
+
+    write(1)
+    for moment in range(1, 200):
+        child = os.fork()
+        if child == 0:
+            sys.addaudithook(die_at(moment))
+            write(moment + 1)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        found, notices = find_checkpoint(RunDir(tmp_path), True)
+        assert found is not None
+        assert notices == []
+        if os.waitstatus_to_exitcode(status) == 0:
+            break
+    assert 15 < moment < 199
+    assert [folder.name for folder in RunDir(tmp_path).checkpoints()] == [f"checkpoint-{moment + 1}"]

@@ -49,6 +49,8 @@ def _here(recipe: Recipe) -> int:
     try:
         run(recipe)
     except StoppedByUser as stopped:
+        if stopped.saved is None and os.environ.get("RANK", "0") == "0":
+            print("forge-cli: stopped before the first step; nothing was saved", file=sys.stderr)
         return stopped.exit_code
     except ForgeError as error:
         rank = int(os.environ.get("RANK", "0"))

@@ -6,7 +6,6 @@ import contextlib
 import json
 import math
 import os
-import shutil
 import signal
 import time
 import warnings
@@ -26,9 +25,8 @@ from llmforge.data.build import DataSets, build_data
 from llmforge.errors import ForgeError, RecipeError
 from llmforge.model.eva import init_eva
 from llmforge.model.loading import LoadedModel, load_model, load_text
-from llmforge.model.pissa import make_plain
 from llmforge.model.sources import resolve_model
-from llmforge.runs import RunDir, atomic_write, fsync_dir, read_manifest
+from llmforge.runs import RunDir, atomic_write, read_manifest
 from llmforge.train.arguments import training_arguments
 from llmforge.train.batching import Batching, choose_batching
 from llmforge.train.callbacks import JsonlLog, Pace, ProgressLine, Watch
@@ -43,15 +41,11 @@ from llmforge.train.meter import Meter
 from llmforge.train.plot import plot_loss
 from llmforge.train.preview import show_labels, trainable_line
 from llmforge.train.report import Report
+from llmforge.train.result import save_result
 from llmforge.train.steps import StepPlan, StepShape
 from llmforge.train.stop import StoppedByUser, StopSignal
 from llmforge.train.trackers import trackers
 from llmforge.train.trainer import ForgeTrainer
-
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "tokenizer.model", "chat_template.jinja",
-)  # fmt: skip
 
 
 def run(recipe: Recipe) -> Path:
@@ -170,9 +164,8 @@ class _OneRun:
         trainer = self._trainer(args, stage, loaded, data, batching)
         self._sizes(trainer, data)
         report.state(state="running", phase="train")
-        self.stop.deferred = True
+        self.stop.deferred = True  # from here on a signal waits for the step; when all steps are done, for the result
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        self.stop.deferred = False
         if trainer.agreed_signal:
             raise self._stopped(trainer)
         return self._finish(trainer, loaded)
@@ -237,6 +230,7 @@ class _OneRun:
             group_by_length=train.group_by_length,
             drop_last=args.dataloader_drop_last,
             shuffle=not train.disable_shuffling,
+            epoch_rows=data.epoch_rows,
         )
         pace = Pace()
         callbacks = [
@@ -300,16 +294,8 @@ class _OneRun:
             results |= trainer.evaluate()
         report.phase("save", str(folder.path))
         started = time.monotonic()
-        temporary = folder.path / f".result.{os.environ.get('MASTER_PORT', os.getpid())}.tmp"
-        trainer.save_model(str(temporary))
+        save_result(trainer, loaded, folder, self.recipe.finetune)
         if report.main:
-            check_saved(temporary)
-            make_plain(loaded.model, temporary, self.recipe.finetune)
-            for name in TOKENIZER_FILES:
-                if (loaded.tokenizer.folder / name).is_file() and not (temporary / name).exists():
-                    shutil.copyfile(loaded.tokenizer.folder / name, temporary / name)
-            trainer.state.save_to_json(str(temporary / "trainer_state.json"))
-            move_files(temporary, folder.path)
             if self.recipe.train.plot_loss and folder.log_path.exists() and (notice := plot_loss(folder)):
                 report.say(f"note: {notice}")
             results |= {
@@ -324,39 +310,3 @@ class _OneRun:
             )
         trainer.accelerator.wait_for_everyone()
         return folder.path
-
-
-def check_saved(folder: Path) -> None:
-    """Make sure that what was saved is there and not empty: ZeRO-3 once wrote tensors of no elements.
-
-    Raises:
-        RunError: a tensor without elements, or all weights of an adapter are zero.
-    """
-    from safetensors import safe_open
-
-    from llmforge.errors import RunError
-
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise RunError(f"save: {folder} holds no .safetensors file")
-    anything = False
-    for path in files:
-        with safe_open(path, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - safe_open is not a mapping
-                shape = tensors.get_slice(name).get_shape()
-                if math.prod(shape) == 0:
-                    raise RunError(f"save: {path}: {name} has shape {shape}; the weights were not gathered")
-                anything = anything or bool(tensors.get_tensor(name).any())
-    if not anything:
-        raise RunError(f"save: {folder}: all weights are zero")
-
-
-def move_files(temporary: Path, folder: Path) -> None:
-    """Put the files of a finished save in their places, each in one step, weights last but for the index of shards."""
-    for path in temporary.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    for path in sorted(temporary.iterdir(), key=lambda p: (p.suffix == ".safetensors", p.name)):
-        os.replace(path, folder / path.name)
-    temporary.rmdir()
-    fsync_dir(folder)

@@ -5,9 +5,10 @@ The plan depends on seed, epoch and step alone, so a resumed run meets the same 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -42,6 +43,18 @@ class Line:
     share: bool  # whether starts that rows share stand once
 
 
+class Units(NamedTuple):
+    """Rows or packed sequences.
+
+    Attributes:
+        rows: for each unit an array of its rows.
+        lengths: (units,) tokens.
+    """
+
+    rows: Sequence[np.ndarray] | np.ndarray
+    lengths: np.ndarray
+
+
 class StepPlan(Dataset):
     """`plan[epoch, step]` is the list of batches this rank computes in that optimizer step.
 
@@ -50,6 +63,9 @@ class StepPlan(Dataset):
     step are laid on lines of so many tokens, sorted by their starts; without one, units of similar length share a
     padded pass. Ranks that run out of batches get fillers (`num_rows` 0), so that all ranks take part in the same
     number of passes.
+
+    `epoch_rows(epoch)` says which rows an epoch takes, where it is not each of them once. Where rows are packed, later
+    epochs have as many sequences as the first: one more is left out, one too few is made up by one that comes twice.
     """
 
     def __init__(
@@ -64,15 +80,26 @@ class StepPlan(Dataset):
         group_by_length: bool = False,
         drop_last: bool = False,
         shuffle: bool = True,
+        epoch_rows: Callable[[int], np.ndarray] | None = None,
     ):
         self.shuffle = shuffle
         self.rows, self.shape, self.seed, self.pad_id = rows, shape, seed, pad_id
         self.packed, self.line, self.group_by_length = pack_to is not None, line, group_by_length
-        lengths = rows.lengths.tolist()
-        self.units = best_fit(lengths, pack_to, len(rows)) if pack_to else [[i] for i in range(len(rows))]
-        self.unit_lengths = np.array([sum(lengths[i] for i in unit) for unit in self.units])
-        whole, rest = divmod(len(self.units), shape.rows_per_step)
+        self.pack_to, self.epoch_rows = pack_to, epoch_rows
+        whole, rest = divmod(len(self.units(0).lengths), shape.rows_per_step)
         self.num_steps = max(1, whole + (rest > 0 and not drop_last))
+
+    @lru_cache(maxsize=2)  # noqa: B019 - one plan lives as long as the process
+    def units(self, epoch: int) -> Units:
+        """What the epoch's steps are made of, in the order of the rows."""
+        if epoch and self.epoch_rows is None:
+            return self.units(0)
+        rows = np.arange(len(self.rows)) if self.epoch_rows is None else self.epoch_rows(epoch)
+        lengths = self.rows.lengths[rows]
+        if self.pack_to is None:
+            return Units(rows[:, None], lengths)
+        sequences = best_fit(lengths.tolist(), self.pack_to, len(rows))
+        return Units([rows[group] for group in sequences], np.array([lengths[group].sum() for group in sequences]))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -81,13 +108,15 @@ class StepPlan(Dataset):
     def order(self, epoch: int) -> np.ndarray:
         """(units,) the epoch's order of units."""
         draw = np.random.default_rng([self.seed, epoch])
-        order = draw.permutation(len(self.units)) if self.shuffle else np.arange(len(self.units))
+        lengths = self.units(epoch).lengths
+        order = draw.permutation(len(lengths)) if self.shuffle else np.arange(len(lengths))
+        order = np.resize(order, len(self.units(0).lengths))
         if not self.group_by_length:
             return order
         per_step = self.shape.rows_per_step
         group = STEPS_PER_GROUP * per_step
         parts = [order[i : i + group] for i in range(0, len(order), group)]
-        parts = [part[np.argsort(-self.unit_lengths[part], kind="stable")] for part in parts]
+        parts = [part[np.argsort(-lengths[part], kind="stable")] for part in parts]
         order = np.concatenate(parts)
         # Steps change places, so that the learning rate does not follow the length; a short last step stays last.
         whole = len(order) // per_step * per_step
@@ -97,10 +126,12 @@ class StepPlan(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> list[Batch]:
         epoch, step = key
         start = step * self.shape.rows_per_step
-        units = self.order(epoch)[start : start + self.shape.rows_per_step]
-        return self.passes(units[np.argsort(-self.unit_lengths[units], kind="stable")])
+        units = self.units(epoch)
+        chosen = self.order(epoch)[start : start + self.shape.rows_per_step]
+        chosen = chosen[np.argsort(-units.lengths[chosen], kind="stable")]
+        return self.passes([units.rows[unit].tolist() for unit in chosen])
 
-    def passes(self, units: np.ndarray) -> list[Batch]:
+    def passes(self, units: list[list[int]]) -> list[Batch]:
         """This rank's share of the units, laid out; fillers at the end where other ranks have one batch more."""
         shares = self._shares_of_lines(units) if self.line else self._shares(units)
         mine = shares[self.shape.rank]
@@ -109,19 +140,19 @@ class StepPlan(Dataset):
         some = next(share[0] for share in shares if share)
         return batches + [filler(batches[-1] if batches else self.lay(some))] * missing
 
-    def _shares(self, units: np.ndarray) -> list[list[list[int]]]:
+    def _shares(self, units: list[list[int]]) -> list[list[list[int]]]:
         """Rows of each pass of each rank."""
         if self.packed:  # attention over one line costs its length squared, so each sequence has its own pass
-            groups = [self.units[unit] for unit in units]
+            groups = units
         else:
             size = self.shape.rows_per_pass
-            groups = [[self.units[u][0] for u in units[i : i + size]] for i in range(0, len(units), size)]
+            groups = [[unit[0] for unit in units[i : i + size]] for i in range(0, len(units), size)]
         return [groups[rank :: self.shape.num_ranks] for rank in range(self.shape.num_ranks)]
 
-    def _shares_of_lines(self, units: np.ndarray) -> list[list[list[int]]]:
+    def _shares_of_lines(self, units: list[list[int]]) -> list[list[list[int]]]:
         """The same for lines: each rank gets neighbours of about the same cost, cut where a line is full."""
         assert self.line is not None
-        rows = [row for unit in units for row in self.units[unit]]
+        rows = [row for unit in units for row in unit]
         order, costs = by_start([self.rows.ids_of(row) for row in rows])
         if not self.line.share:
             costs[:, 1] = 0

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import DistributedType, gather_object
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
@@ -23,20 +24,15 @@ from llmforge.data.example import EncodedSet
 from llmforge.data.plan import Batch
 from llmforge.errors import RecipeError, RunError
 from llmforge.model.adapters import count_parameters, loraplus_groups
-from llmforge.model.forward import check_isolation, token_scores
+from llmforge.model.forward import check_isolation
 from llmforge.runs import RunDir
 from llmforge.train.checkpoint import prune, seal
+from llmforge.train.evaluation import EvaluationAbandoned, evaluation_metrics, evaluation_sums
 from llmforge.train.generation import ReplyScores
 from llmforge.train.losses import LossSum, Stage
 from llmforge.train.meter import Meter
-from llmforge.train.steps import StepPlan, StepShape, step_loader
+from llmforge.train.steps import StepPlan, step_loader
 from llmforge.train.stop import SIGNALS, StopSignal
-
-EVAL_ROWS = 64  # rows among which an evaluation on lines looks for shared starts; the lines themselves stay in budget
-
-
-class EvaluationAbandoned(Exception):
-    """A stop signal came during an evaluation; saving matters more than its result."""
 
 
 class ForgeTrainer(Trainer):
@@ -118,7 +114,7 @@ class ForgeTrainer(Trainer):
         if callable(schedule_free):  # such an optimizer keeps two sets of weights
             schedule_free()
         real = [batch for batch in batches if batch.num_rows]
-        count, tokens, *wishes = self._sum_over_ranks(
+        count, tokens, *wishes = self.sum_over_ranks(
             sum(self.stage.count(batch) for batch in real),
             sum(batch.num_tokens for batch in real),
             *(self.stop.received == number for number in SIGNALS),
@@ -146,7 +142,7 @@ class ForgeTrainer(Trainer):
         """Loss and metrics of the step, over all ranks; the numbers leave the device here, once a step."""
         sums = [sum(float(part.sum) for part in parts)]
         sums += [sum(float(part.metrics[name]) for part in parts) for name in names]
-        summed = self._sum_over_ranks(*sums)
+        summed = self.sum_over_ranks(*sums)
         return {name: value / max(count, 1) for name, value in zip(["loss", *names], summed, strict=True)}
 
     def _sync(self, model: nn.Module, last: bool) -> contextlib.AbstractContextManager:
@@ -163,7 +159,7 @@ class ForgeTrainer(Trainer):
             return {"learning_rate": self._get_learning_rate()}
         return {}
 
-    def _sum_over_ranks(self, *values: float) -> list[float]:
+    def sum_over_ranks(self, *values: float) -> list[float]:
         if self.args.world_size == 1:
             return list(values)
         summed = self.accelerator.reduce(torch.tensor(values, dtype=torch.float64, device=self.args.device), "sum")
@@ -212,11 +208,11 @@ class ForgeTrainer(Trainer):
         metrics: dict[str, float] = {}
         totals = torch.zeros(3, dtype=torch.float64)
         for name, rows in sets.items():
-            sums = self._evaluation_sums(rows)
+            sums = evaluation_sums(self, rows)
             totals += sums
             if len(sets) > 1:
-                metrics.update(self._evaluation_metrics(f"{metric_key_prefix}_{name}", sums))
-        metrics.update(self._evaluation_metrics(metric_key_prefix, totals))
+                metrics.update(evaluation_metrics(f"{metric_key_prefix}_{name}", sums, self.compute_accuracy))
+        metrics.update(evaluation_metrics(metric_key_prefix, totals, self.compute_accuracy))
         if self.reply_scores is not None:
             share = self.args.process_index, self.args.world_size
             scores = self.reply_scores(self.accelerator.unwrap_model(self.model_wrapped), gather_object, *share)
@@ -227,35 +223,6 @@ class ForgeTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.meter.skip_time(time.perf_counter() - started)
         return metrics
-
-    @torch.no_grad()
-    def _evaluation_sums(self, rows: EncodedSet) -> Tensor:
-        """(3,) summed loss, number right, number of supervised tokens, over all ranks."""
-        args = self.args
-        line = self.plan.line
-        size = max(args.per_device_eval_batch_size, EVAL_ROWS if line else 0)
-        shape = StepShape(size, 1, args.world_size, args.process_index)
-        plan = StepPlan(rows, shape, seed=0, pad_id=self.plan.pad_id, line=line)
-        model = self.model_wrapped
-        model.eval()
-        sums = torch.zeros(3, dtype=torch.float64)
-        for step in range(plan.num_steps):
-            for batch in plan[0, step]:
-                with self.compute_loss_context_manager():
-                    losses, right = token_scores(model, batch)
-                if batch.num_rows:
-                    sums += torch.stack([losses.double().sum().cpu(), right.sum().cpu(), torch.tensor(len(losses))])
-            if self.stop.received and args.world_size == 1 and self.is_in_train:
-                raise EvaluationAbandoned
-            self.meter.touch()
-            self.control = self.callback_handler.on_prediction_step(args, self.state, self.control)
-        return torch.tensor(self._sum_over_ranks(*sums.tolist()), dtype=torch.float64)
-
-    def _evaluation_metrics(self, prefix: str, sums: Tensor) -> dict[str, float]:
-        loss, right, count = sums.tolist()
-        mean = loss / max(count, 1)
-        metrics = {f"{prefix}_loss": mean, f"{prefix}_perplexity": math.exp(min(mean, 700.0))}
-        return metrics | ({f"{prefix}_accuracy": right / max(count, 1)} if self.compute_accuracy else {})
 
     def _maybe_log_save_evaluate(self, *args: Any, **options: Any) -> None:
         """As in Trainer, but a stop signal comes before an evaluation, and ends one that runs."""
@@ -291,13 +258,27 @@ class ForgeTrainer(Trainer):
     # Checkpoints
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write checkpoint-N under a temporary name, list its files, rename it, and only then remove older ones."""
-        started = time.perf_counter()
-        self.store_flos()
+        """Write checkpoint-N under a temporary name, list its files, rename it, and only then remove older ones.
+
+        Raises:
+            RunError: it could not be written; those before it are whole.
+        """
         final = self.run.path / f"checkpoint-{self.state.global_step}"
-        if final.is_dir() and self._saved_step == self.state.global_step:
+        if self._saved_step == self.state.global_step:
             return  # the end of an epoch and a stop may ask for the same step twice
+        started = time.perf_counter()
         temporary = self.run.path / f".{final.name}.tmp"
+        try:
+            self._write_checkpoint(temporary, final)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            # torch and safetensors have exceptions of their own for a full disk.
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise RunError(f"save: {final} could not be written: {error}. Checkpoints before it are whole") from error
+        self._saved_step = self.state.global_step
+        self.meter.skip_time(time.perf_counter() - started)
+
+    def _write_checkpoint(self, temporary: Path, final: Path) -> None:
+        self.store_flos()
         if self.args.should_save:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
@@ -317,9 +298,7 @@ class ForgeTrainer(Trainer):
             seal(temporary, final)
             best_path = self.state.best_model_checkpoint
             prune(self.run, self.args.save_total_limit, Path(best_path) if best_path else None)
-        self._saved_step = self.state.global_step
         self.accelerator.wait_for_everyone()
-        self.meter.skip_time(time.perf_counter() - started)
 
     _saved_step = -1
 
