@@ -8,6 +8,10 @@ VENV ?= .venv
 TORCH_INDEX ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+NEWS := | { grep -v '^Requirement already satisfied' || true; }
+
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
 
 .PHONY: setup demo test test-slow check clean
 
@@ -19,9 +23,9 @@ $(VENV)/.ready: setup.py pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV) || \
 		{ $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install pip; }
 	@echo "== setup: torch (the largest download)"
-	@$(PIP) install -c constraints.txt torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	@$(PIP) install -c constraints.txt torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(NEWS)
 	@echo "== setup: llmforge and what it needs"
-	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@$(PIP) install -c constraints.txt -e '.[dev]' $(NEWS)
 	@touch $@
 
 demo: setup
