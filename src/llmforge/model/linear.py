@@ -36,12 +36,11 @@ def multiply(
     `kept` (tokens, in) marks what dropout left of the update's input.
     """
     weight, bias, a, b, scale = linear
+    y = torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
     if a is None or b is None:
-        return (torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())), None
+        return y, None
     low = _drop(x, kept, dropout) @ a.t()
-    # The low-rank product first and the large one added to it: one pass over the output instead of two.
-    y = torch.addmm(torch.mm(low, b.t()), x, weight.t(), beta=scale)
-    return (y if bias is None else y.add_(bias)), low
+    return y.addmm_(low, b.t(), alpha=scale), low  # in place: a second result of this size would cost memory
 
 
 def multiply_backward(
