@@ -29,7 +29,7 @@ def load_registry(dataset_dir: str | os.PathLike | Mapping[str, Any], *, hub: st
         raw, folder, shown = dict(dataset_dir), Path(), "dataset_dir"
     else:
         path = _info_path(dataset_dir)
-        raw, folder, shown = _read_info(path), path.parent, str(path)
+        raw, folder, shown = read_info(path), path.parent, str(path)
     entries, problems = {}, []
     for name, value in raw.items():
         if name in TOLERATED:
@@ -103,7 +103,7 @@ def _info_path(dataset_dir: str | os.PathLike | Mapping[str, Any]) -> Path:
     return path if path.suffix.lower() == ".json" and not path.is_dir() else path / INFO_NAME
 
 
-def _read_info(path: Path) -> dict[str, Any]:
+def read_info(path: Path) -> dict[str, Any]:
     """UTF-8 always, whatever the system's own encoding is; a name that stands twice is an error."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
