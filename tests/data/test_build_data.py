@@ -129,7 +129,8 @@ def test_held_out_rows_leave_before_data_sets_are_mixed(tmp_path, tokenizer, tem
     assert [word[0] for word in learned[:4]] == ["x", "y", "x", "y"]
     assert [share.dataset for share in data.mixture] == ["a", "b"]
     assert sum(share.share for share in data.mixture) == pytest.approx(1)
-    assert any(note.startswith("b: ") for note in data.notes)
+    assert sum(share.available for share in data.mixture) == 30
+    assert any(note.split()[:1] == ["b"] for note in data.notes)
     assert any("interleave_over" in note for note in data.notes)
 
 

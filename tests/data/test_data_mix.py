@@ -3,8 +3,7 @@ import random
 import numpy as np
 import pytest
 
-from llmforge.data.example import IGNORE, Encoded, EncodedSet, Example, RowRef
-from llmforge.data.mix import mix_order, shares
+from llmforge.data.mix import mix_order
 from llmforge.errors import RecipeError
 
 NAMES = {
@@ -61,15 +60,3 @@ def test_wrong_shares_are_refused(probs):
 def test_an_empty_data_set_cannot_be_interleaved():
     with pytest.raises(RecipeError, match="data set 2 of 2 has no rows"):
         mix_order([3, 0], "interleave_under", [], seed=0)
-
-
-def test_the_table_counts_rows_tokens_and_learned_tokens():
-    examples = [Example((), RowRef("f", i), dataset=name) for i, name in enumerate(["a", "b", "b"])]
-    encoded = EncodedSet.of(
-        [Encoded([1, 2, 3], [IGNORE, 2, 3]), Encoded([1], [IGNORE]), Encoded([5] * 4, [IGNORE, 5, 5, 5])], [0, 2, 1]
-    )
-    a, b = shares(encoded, examples)
-    assert (a.dataset, a.rows, a.tokens, a.learned, a.share) == ("a", 1, 3, 2, 0.375)
-    assert (b.dataset, b.rows, b.tokens, b.learned, b.share) == ("b", 2, 5, 3, 0.625)
-    assert str(a) == "a: 1 rows, 3 tokens (37.5%), 2 of them learned"
-    assert shares(EncodedSet.of([]), []) == []

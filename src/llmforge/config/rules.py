@@ -36,6 +36,7 @@ class CrossRule:
     note: bool = False
 
 
+MIX_COUNTS = ("mix_weights", "mix_counts", "mix_caps", "mix_rows", "domain_ratio")
 LORA_ONLY = ("use_dora", "use_rslora", "pissa_init", "loraplus_lr_ratio")
 COMMANDS_WITH_MODEL = ("train", "predict", "chat", "api", "export")
 
@@ -140,9 +141,24 @@ RULES: tuple[CrossRule, ...] = (
               "val_size: {val_size} is neither a share below 1 nor a whole number of rows", "write 0.1 or 100",
               commands=("train",)),
     CrossRule("probs-need-interleave", ("interleave_probs", "mix_strategy"),
-              lambda v: v.interleave_probs and v.mix_strategy == "concat",
-              "interleave_probs: has no meaning with mix_strategy: concat", "write mix_strategy: interleave_under",
-              commands=("train",)),
+              lambda v: v.interleave_probs and not v.mix_strategy.startswith("interleave"),
+              "interleave_probs: has no meaning with mix_strategy: {mix_strategy}",
+              "write mix_strategy: interleave_under", commands=("train",)),
+    CrossRule("mix-keys-interleave", (*MIX_COUNTS, "mix_strategy"),
+              lambda v: v.mix_strategy.startswith("interleave") and any(getattr(v, name) for name in MIX_COUNTS),
+              "mix_weights, mix_counts, mix_caps, mix_rows and domain_ratio count the rows that {mix_strategy} orders",
+              "write mix_strategy: concat, or proportional", commands=("train",)),
+    CrossRule("mix-keys-drawn", ("mix_weights", "mix_rows", "mix_strategy"),
+              lambda v: v.mix_strategy == "concat" and (v.mix_weights or v.mix_rows),
+              "mix_weights, mix_rows: mix_strategy: concat takes every row",
+              "write mix_strategy: proportional, equal, log_size or temperature", commands=("train",)),
+    CrossRule("domain-needs-both", ("domain_ratio", "domain_datasets"),
+              lambda v: (v.domain_ratio is None) != (not v.domain_datasets),
+              "domain_ratio, domain_datasets: one says nothing without the other", "write both", commands=("train",)),
+    CrossRule("temperature-unused", ("mix_temperature", "mix_strategy"),
+              lambda v: "mix_temperature" in v.given and v.mix_strategy != "temperature",
+              "mix_temperature: no effect with mix_strategy: {mix_strategy}", "write mix_strategy: temperature",
+              commands=("train",), note=True),
     CrossRule("probs-length", ("interleave_probs", "dataset"),
               lambda v: v.interleave_probs and len(v.interleave_probs) != len(v.dataset),
               "interleave_probs: one share for each entry of dataset is needed", "write as many numbers as data sets",

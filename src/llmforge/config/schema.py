@@ -85,9 +85,27 @@ class DataConfig:
     mix_strategy: str = option(
         "concat",
         "How data sets are joined.",
-        choices=("concat", "interleave_under", "interleave_over", "interleave_once"),
+        choices=(
+            "concat",
+            "interleave_under",
+            "interleave_over",
+            "interleave_once",
+            "proportional",
+            "equal",
+            "log_size",
+            "temperature",
+        ),
     )
     interleave_probs: list[float] = option([], "Share of each data set when interleaving; must add up to 1.")
+    mix_temperature: float = option(2.0, "T of mix_strategy temperature: shares go with rows ** (1 / T).", above=0)
+    mix_rows: int | None = option(None, "Rows of an epoch under proportional to temperature; default all.", at_least=1)
+    mix_repeat: bool = option(True, "Rows of a small data set may come again within an epoch.")
+    mix_weights: dict = option({}, "Factor of a data set's share, by its name, for example {reports: 2}.")
+    mix_counts: dict = option({}, "Rows of a data set in an epoch, by its name; drawn anew for each epoch.")
+    mix_caps: dict = option({}, "Most rows of a data set, or of a group of mix_groups, in an epoch.")
+    mix_groups: dict = option({}, "Groups of data sets for mix_caps: {open: [alpaca, belle]}.")
+    domain_ratio: float | None = option(None, "Share of rows that domain_datasets get in an epoch.", above=0, below=1)
+    domain_datasets: list[str] = option([], "Data sets of the domain, for domain_ratio.")
     streaming: bool = option(False, "Read rows while training instead of before.")
     buffer_size: int = option(16384, "Rows shuffled at a time when streaming.", at_least=1)
     overwrite_cache: bool = option(False, "Encode again although an encoded copy is there.")
@@ -239,6 +257,12 @@ class ServeConfig:
     """The server and the engine behind it."""
 
     infer_backend: str = option("local", "Engine.", choices="ENGINES", modes=GENERATION)
+    base_url: str | None = option(
+        None, "OpenAI-compatible server that infer_backend remote asks, up to /v1.", modes=GENERATION
+    )
+    key_env: str | None = option(
+        None, "Environment variable with the key of that server; none is sent without it.", modes=GENERATION
+    )
     adapters: dict = option(
         {}, "Served adapters by name, for example {classify: runs/a, extract: runs/b}.", modes=("api",)
     )

@@ -1,129 +1,115 @@
-"""Encoded rows on disk, memory-mapped, found again by what they were made from; a stale copy cannot be found.
+"""Prepared data sets on disk: flat arrays, memory-mapped, found again by what they were made from.
 
-The key covers the text of every example, template, tokenizer, options and the encoder's version. So it does not matter
-how rows were read, mixed or split: the same examples encode to the same copy.
+The key covers the content of the files, the entry, template, tokenizer, options and the encoder's version, so that a
+stale copy cannot be found. Arrays are written as they are made, row by row, and the folder takes its name when it is
+whole; ranks that ask at once make it once.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from filelock import FileLock
 
-from llmforge.data.encode import VERSION
-from llmforge.data.example import EncodedSet, Example, RowReport
-from llmforge.data.templates.template import Template
-from llmforge.data.tokenizer import Tokenizer
-from llmforge.runs import atomic_dir, sha256_file
+from llmforge.runs import atomic_dir
 
-ARRAYS = ("input_ids", "labels", "offsets", "examples")
-MIN_EXAMPLES = 2000  # fewer are encoded in about the time that writing and finding a copy takes
 KEEP_DAYS = 30  # a copy nobody used for so long is removed
+ABOUT = "about.json"
+Arrays = dict[str, np.ndarray]
 
 
 def cache_root(cache_dir: str | None = None) -> Path:
-    """Where encoded copies lie: under `cache_dir`, else $FORGE_HOME, else ~/.cache/forge."""
+    """Where prepared sets lie: under `cache_dir`, else $FORGE_HOME, else ~/.cache/forge."""
     return Path(cache_dir or os.environ.get("FORGE_HOME") or "~/.cache/forge").expanduser().absolute() / "encoded"
 
 
-def cache_key(examples: Sequence[Example], template: Template, tokenizer: Tokenizer, options: Mapping[str, Any]) -> str:
-    """sha256 of all that decides the encoded rows."""
-    digest = hashlib.sha256()
-    for part in (VERSION, template.hash(), tokenizer.vocab_hash, tokenizer.bos_id, tokenizer.eos_id):
-        digest.update(f"{part}\n".encode())
-    for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"):  # the vocabulary alone is not all
-        if (tokenizer.folder / name).is_file():
-            digest.update(f"{name} {sha256_file(tokenizer.folder / name)}\n".encode())
-    digest.update(json.dumps(dict(options), sort_keys=True).encode())
-    for example in examples:
-        text = repr((example.messages, example.tools, example.chosen, example.rejected, example.label, example.text))
-        digest.update(f"{len(text)}:{text}".encode())
-    return digest.hexdigest()
+class ArrayFile:
+    """A .npy file that grows; numpy leaves room in its header for the length, which is known at the end."""
+
+    def __init__(self, file: IO[bytes], dtype: Any):
+        self.file, self.dtype, self.size = file, np.dtype(dtype), 0
+        self._write_header()
+
+    def append(self, values: np.ndarray) -> None:
+        self.file.write(np.ascontiguousarray(values, self.dtype).data)
+        self.size += len(values)
+
+    def finish(self) -> None:
+        self.file.seek(0)
+        self._write_header()
+
+    def _write_header(self) -> None:
+        header = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.size,)}
+        np.lib.format.write_array_header_1_0(self.file, header)
 
 
-def encoded_once(
-    root: Path,
-    examples: Sequence[Example],
-    template: Template,
-    tokenizer: Tokenizer,
-    options: Mapping[str, Any],
-    build: Callable[[], tuple[EncodedSet, RowReport]],
-    *,
-    overwrite: bool = False,
-) -> tuple[EncodedSet, RowReport]:
-    """The copy under `root` if there is one, else what `build` makes; ranks that ask at once build it once.
+@contextmanager
+def array_files(folder: Path, dtypes: Mapping[str, Any]) -> Iterator[dict[str, ArrayFile]]:
+    """One growing file for each name."""
+    with ExitStack() as stack:
+        files = {n: ArrayFile(stack.enter_context(open(folder / f"{n}.npy", "wb")), t) for n, t in dtypes.items()}
+        yield files
+        for file in files.values():
+            file.finish()
 
-    `overwrite` builds anew and replaces the copy. Few examples are built without a copy, and so are those of a machine
-    where `root` cannot be written; the report then says so.
-    """
-    if len(examples) < MIN_EXAMPLES:
-        return build()
-    folder = root / cache_key(examples, template, tokenizer, options)
-    started = time.time()
+
+def load(folder: Path, names: Mapping[str, Any]) -> tuple[Arrays, dict[str, Any]] | None:
+    """Arrays and description of a prepared set, or None when it is not there whole."""
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(root / f"{folder.name}.lock")
-        lock.acquire()
-    except OSError as error:
-        return _without_copy(*build(), error)
-    try:
-        made_meanwhile = (folder / "report.json").is_file() and (folder / "report.json").stat().st_mtime > started
-        found = _load(folder, examples) if made_meanwhile or not overwrite else None
-        if found is not None:
-            os.utime(folder)  # used today
-            return found
-        encoded, report = build()
-        try:
-            _remove_old(root)
-            _save(folder, encoded, report, examples)
-        except OSError as error:
-            return _without_copy(encoded, report, error)
-        return _load(folder, examples) or (encoded, report)
-    finally:
-        lock.release()
-
-
-def _without_copy(encoded: EncodedSet, report: RowReport, error: OSError) -> tuple[EncodedSet, RowReport]:
-    report.notes.append(f"no encoded copy was kept ({error})")
-    return encoded, report
-
-
-def _save(folder: Path, encoded: EncodedSet, report: RowReport, examples: Sequence[Example]) -> None:
-    """Rows of the report are kept as positions, since the same text may come from another file next time."""
-    position = {example.source: i for i, example in enumerate(examples)}
-    told = {
-        "name": report.name,
-        "rows_in": report.rows_in,
-        "rows_out": report.rows_out,
-        "rejected": [(position[source], reason) for source, reason in report.rejected],
-        "fixed": [(position[source], what) for source, what in report.fixed],
-        "notes": report.notes,
-    }
-    with atomic_dir(folder) as temporary:
-        for name in ARRAYS:
-            np.save(temporary / f"{name}.npy", getattr(encoded, name))
-        (temporary / "report.json").write_text(json.dumps(told, ensure_ascii=False), encoding="utf-8")
-
-
-def _load(folder: Path, examples: Sequence[Example]) -> tuple[EncodedSet, RowReport] | None:
-    """The copy with this call's sources, or None when it is not there whole."""
-    try:
-        arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS]
-        told = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        return {name: _array(folder / f"{name}.npy") for name in names}, about
     except (OSError, ValueError):
         return None
-    report = RowReport(told["name"], told["rows_in"], told["rows_out"], notes=told["notes"])
-    report.rejected = [(examples[i].source, reason) for i, reason in told["rejected"]]
-    report.fixed = [(examples[i].source, what) for i, what in told["fixed"]]
-    return EncodedSet(*arrays), report
+
+
+def _array(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r")
+    except ValueError:  # nothing can be mapped of an empty array
+        return np.load(path)
+
+
+def prepared_once(
+    folder: Path,
+    names: Mapping[str, Any],
+    make: Callable[[Path], dict[str, Any]],
+    *,
+    overwrite: bool = False,
+) -> tuple[Arrays, dict[str, Any], bool]:
+    """The set at `folder`, made first when it is not there; and whether it was made now.
+
+    Args:
+        make: writes the arrays into a temporary folder and returns what is to be known besides them.
+        overwrite: make it anew, unless another process did so while this one waited.
+
+    Raises:
+        OSError: the folder cannot be written; whoever calls does without.
+    """
+    started = time.time()
+    root = folder.parent
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / f"{folder.name}.lock"):
+        made_meanwhile = (folder / ABOUT).is_file() and (folder / ABOUT).stat().st_mtime > started
+        found = load(folder, names) if made_meanwhile or not overwrite else None
+        if found is not None:
+            os.utime(folder)  # used today
+            return *found, False
+        _remove_old(root)
+        with atomic_dir(folder) as temporary:
+            about = make(temporary)
+            (temporary / ABOUT).write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
+        found = load(folder, names)
+        if found is None:
+            raise OSError(f"{folder} cannot be read back")
+        return *found, True
 
 
 def _remove_old(root: Path) -> None:

@@ -224,7 +224,7 @@ class RowEncoder:
 
 
 def join_texts(rows: EncodedSet, length: int) -> EncodedSet:
-    """Texts laid one after the other and cut into rows of `length` tokens; nothing is copied.
+    """Texts laid one after the other and cut into rows of `length` tokens.
 
     A last token of its own is left out, since nothing predicts it. `examples` name the text a row begins with.
     """
@@ -232,7 +232,8 @@ def join_texts(rows: EncodedSet, length: int) -> EncodedSet:
     end = total - 1 if total % length == 1 else total
     offsets = np.append(np.arange(0, end, length, dtype=np.int64), end)
     owners = np.searchsorted(rows.offsets, offsets[:-1], side="right") - 1
-    return EncodedSet(rows.input_ids, rows.labels, offsets, rows.examples[owners])
+    ids = rows.input_ids  # every token is learned, so the ids are the labels
+    return EncodedSet(ids, ids, offsets, rows.examples[owners])
 
 
 def joined_note(texts: int, rows: int, length: int) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
+PIECE = 65536  # rows looked at together, so that a mapped file passes through memory piece by piece
 IGNORE = -100  # the label of a token that is not learned, as in torch's cross_entropy
 
 
@@ -97,10 +99,22 @@ class EncodedSet(Sequence[Encoded]):
         index = np.arange(len(rows)) if examples is None else np.asarray(examples, np.int64)
         return cls(flat[0], flat[1], offsets, index)
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         """(rows,) tokens of each row."""
         return np.diff(self.offsets)
+
+    @cached_property
+    def learned(self) -> np.ndarray:
+        """(rows,) how many tokens of each row are learned; a row's first one never is."""
+        counts = np.zeros(len(self), np.int64)
+        for start in range(0, len(self), PIECE):
+            offsets = np.asarray(self.offsets[start : start + PIECE + 1])
+            marks = self.labels[offsets[0] : offsets[-1]] != IGNORE
+            marks[(offsets[:-1] - offsets[0])[np.diff(offsets) > 0]] = False
+            done = np.concatenate([[0], np.cumsum(marks)])
+            counts[start : start + PIECE] = np.diff(done[offsets - offsets[0]])
+        return counts
 
     def ids_of(self, row: int) -> np.ndarray:
         """(length,) ids of one row, without a copy."""

@@ -1,13 +1,11 @@
-"""Joining data sets: one after the other, or interleaved by shares; and the table of what each contributes."""
+"""The order of rows of joined data sets: one after the other, or interleaved in turn or by shares."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from llmforge.data.example import EncodedSet, Example
 from llmforge.errors import RecipeError
 
 BLOCK = 1000  # draws at a time, as in `datasets`, so that the same seed gives the same order
@@ -73,35 +71,3 @@ def _checked(probs: Sequence[float], count: int) -> np.ndarray:
         raise RecipeError(f"interleave_probs: got {list(probs)}, expected shares above 0 that add up to 1")
     shares = np.asarray(probs, np.float64)
     return shares / shares.sum()
-
-
-@dataclass(frozen=True)
-class Share:
-    """What one data set contributes: rows, their tokens, tokens that are learned, and its part of all tokens."""
-
-    dataset: str
-    rows: int
-    tokens: int
-    learned: int
-    share: float
-
-    def __str__(self) -> str:
-        return (
-            f"{self.dataset}: {self.rows} rows, {self.tokens} tokens ({self.share:.1%}), {self.learned} of them learned"
-        )
-
-
-def shares(encoded: EncodedSet, examples: Sequence[Example]) -> list[Share]:
-    """The table of data sets, in the order in which they appear. A packed row counts for the text it begins with."""
-    from llmforge.data.example import IGNORE
-
-    names = list(dict.fromkeys(example.dataset for example in examples))
-    number = {name: i for i, name in enumerate(names)}
-    owner = np.array([number[examples[i].dataset] for i in encoded.examples], np.int64)
-    learned = np.add.reduceat(encoded.labels != IGNORE, encoded.offsets[:-1]) if len(encoded) else np.zeros(0)
-    rows, tokens, targets = (
-        np.bincount(owner, weights=weights, minlength=len(names)).astype(int)
-        for weights in (None, encoded.lengths, learned)
-    )
-    total = max(int(tokens.sum()), 1)
-    return [Share(n, int(rows[i]), int(tokens[i]), int(targets[i]), tokens[i] / total) for n, i in number.items()]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmforge.config.schema import Recipe
-from llmforge.data.build import Rows, read_eval_rows, read_rows
 from llmforge.data.example import Example, Message, RowRef, RowReport
+from llmforge.data.gather import eval_rows, held_out_rows
 from llmforge.data.templates.template import Template
 from llmforge.data.tokenizer import Tokenizer
 from llmforge.errors import RecipeError
@@ -48,10 +48,8 @@ def build_prompts(recipe: Recipe, tokenizer: Tokenizer, template: Template) -> t
         raise RecipeError(
             "eval_dataset: nothing is given to predict on; name a data set, or hold rows out with val_size"
         )
-    if recipe.data.eval_dataset:
-        rows = read_eval_rows(recipe, "prompt", Rows())
-    else:  # read as training reads them, so that the same rows are held out
-        rows = read_rows(recipe, recipe.finetune.stage)
+    # Held-out rows are read as training reads them, so that they are the same.
+    rows = eval_rows(recipe, "prompt") if recipe.data.eval_dataset else held_out_rows(recipe, recipe.finetune.stage)
     prompts: list[PromptRow] = []
     for name, examples in rows.evals.items():
         report = RowReport(f"prompts {name}", rows_in=len(examples))

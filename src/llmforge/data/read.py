@@ -30,21 +30,36 @@ def read_examples(
     seed: int = 42,
     group_by: str | None = None,
 ) -> tuple[list[Example], RowReport]:
-    """Read a data set.
+    """`iter_examples` as a list, and its report."""
+    report = RowReport(f"read {entry.name}")
+    found = list(iter_examples(entry, report, stage=stage, max_samples=max_samples, seed=seed, group_by=group_by))
+    return found, report
+
+
+def iter_examples(
+    entry: DatasetEntry,
+    report: RowReport,
+    *,
+    stage: str,
+    max_samples: int | None = None,
+    seed: int = 42,
+    group_by: str | None = None,
+) -> Iterator[Example]:
+    """Read a data set row by row, so that a long file needs no memory (JSON lists and draws by num_samples do).
 
     Args:
+        report: is told what happens to every row; complete, with rows_in == rows_out + rejected, at the end.
         stage: a training stage, or "prompt" for rows to be answered, whose reply may be missing.
         max_samples: rows looked at, from the start (of the drawn rows, when the entry has num_samples).
         seed: of the draw that num_samples asks for; rows repeat when it asks for more than there are.
         group_by: a column whose value becomes `Example.group`.
 
-    Returns:
-        The examples in the order of the rows, and a report in which rows_in == rows_out + rejected.
+    Yields:
+        The examples in the order of the rows.
 
     Raises:
         RecipeError: the files cannot be read, lack a column in all their first rows, or do not fit the stage.
     """
-    report = RowReport(f"read {entry.name}")
     rows = _rows(entry, report)
     head = list(islice(rows, HEAD))
     entry, notes = recognise(entry, [row for _, row in head], stage)
@@ -59,18 +74,16 @@ def read_examples(
         rows = _draw(list(rows), entry.num_samples, seed)
     if max_samples:
         rows = islice(rows, max_samples)
-    examples = _convert(entry, rows, stage, group_by, report)
+    yield from _convert(entry, rows, stage, group_by, report)
     if max_samples and report.rows_in == max_samples:
         report.notes.append(f"dataset {entry.name!r}: the first {max_samples} rows were taken (max_samples)")
-    return examples, report
 
 
 def _convert(
     entry: DatasetEntry, rows: Iterator[tuple[RowRef, Any]], stage: str, group_by: str | None, report: RowReport
-) -> list[Example]:
+) -> Iterator[Example]:
     read = FORMATS.get(entry.formatting)
     context = RowContext(entry, stage, RowRef("", 0))
-    examples: list[Example] = []
     missing: dict[str, int] = {}
     columns: dict[str, None] = {}
     for source, row in rows:
@@ -90,16 +103,14 @@ def _convert(
                 columns.update(dict.fromkeys(row))
             continue
         value = row.get(group_by) if group_by else None
-        group = None if value is None else str(value)
-        examples.append(replace(example, dataset=entry.name, group=group))
+        report.rows_out += 1
         for what in context.fixes:
             report.fix(source, what)
+        yield replace(example, dataset=entry.name, group=None if value is None else str(value))
     for column, count in missing.items():
         if count == report.rows_in:
             raise _no_column(entry, column, list(columns))
-    report.rows_out = len(examples)
     report.notes += context.differs_from_llamafactory()
-    return examples
 
 
 def _rows(entry: DatasetEntry, report: RowReport) -> Iterator[tuple[RowRef, Any]]:

@@ -12,46 +12,69 @@ from llmforge.errors import RecipeError
 
 
 def split_rows(examples: Sequence[Example], val_size: float, seed: int) -> tuple[list[int], list[int], list[str]]:
+    """`split_keys` of examples."""
+    keys = np.array([group_key(example) for example in examples], np.uint64)
+    kept, held, notes = split_keys(keys, val_size, seed)
+    return kept.tolist(), held.tolist(), notes
+
+
+def split_keys(keys: np.ndarray, val_size: float, seed: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Positions of the rows to learn from and of those held out, both in their old order, and notes.
 
-    Rows of one group stay together: equal values of val_group_by where it is given, equal prompts otherwise. Groups are
-    drawn at random until the number is reached; a group that would exceed it is passed over.
+    Groups of rows are drawn at random until the number is reached; a group that would exceed it is passed over.
 
     Args:
+        keys: (rows,) uint64, `group_key` of each; equal ones stay together.
         val_size: a share of the rows (below 1; at least one row is held out, and one learned), or a number of rows. A
             number that would leave nothing to learn becomes half of the rows.
 
     Raises:
         RecipeError: a number of rows that is not whole.
     """
-    everything = list(range(len(examples)))
+    everything = np.arange(len(keys))
     if val_size >= 1 and val_size != int(val_size):
         raise RecipeError(f"val_size: got {val_size}, expected a share below 1 or a whole number of rows")
     if val_size == 0:
-        return everything, [], []
-    if len(examples) < 2:
-        return everything, [], [f"val_size: {len(examples)} row cannot be split; nothing is held out"]
+        return everything, everything[:0], []
+    if len(keys) < 2:
+        return everything, everything[:0], [f"val_size: {len(keys)} row cannot be split; nothing is held out"]
     notes = []
-    share = min(max(1, round(val_size * len(examples))), len(examples) - 1)
+    share = min(max(1, round(val_size * len(keys))), len(keys) - 1)
     wanted = share if val_size < 1 else int(val_size)
-    if wanted >= len(examples):
-        notes.append(f"val_size: {wanted} of {len(examples)} rows would leave none to learn; half is held out instead")
-        wanted = len(examples) // 2
-    groups: dict[bytes, list[int]] = {}
-    for position, example in enumerate(examples):
-        key = prompt_key(example) if example.group is None else b"group " + example.group.encode()
-        groups.setdefault(key, []).append(position)
-    members = list(groups.values())
-    held: list[int] = []
+    if wanted >= len(keys):
+        notes.append(f"val_size: {wanted} of {len(keys)} rows would leave none to learn; half is held out instead")
+        wanted = len(keys) // 2
+    _, first, group = np.unique(keys, return_index=True, return_inverse=True)
+    by_appearance = np.argsort(first)
+    members = np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1])
+    held: list[np.ndarray] = []
+    count = 0
     for number in np.random.default_rng(seed).permutation(len(members)):
-        if len(held) + len(members[number]) <= wanted:
-            held += members[number]
-        if len(held) == wanted:
+        rows = members[by_appearance[number]]
+        if count + len(rows) <= wanted:
+            held.append(rows)
+            count += len(rows)
+        if count == wanted:
             break
-    if len(held) < wanted:
-        notes.append(f"val_size: {len(held)} rows are held out instead of {wanted}, since groups of rows stay together")
-    chosen = set(held)
-    return [i for i in everything if i not in chosen], sorted(held), notes
+    if count < wanted:
+        notes.append(f"val_size: {count} rows are held out instead of {wanted}, since groups of rows stay together")
+    chosen = np.zeros(len(keys), bool)
+    chosen[np.concatenate([everything[:0], *held])] = True
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen), notes
+
+
+def group_key(example: Example) -> int:
+    """64 bits that are equal for rows of one group: of val_group_by where it is given, of equal prompts otherwise."""
+    if example.group is None:
+        return row_key(example)
+    return int.from_bytes(
+        hashlib.sha256(b"group " + example.group.encode("utf-8", "surrogatepass")).digest()[:8], "big"
+    )
+
+
+def row_key(example: Example) -> int:
+    """The first 64 bits of `prompt_key`; two of a million rows share them by chance once in 30 million times."""
+    return int.from_bytes(prompt_key(example)[:8], "big")
 
 
 def prompt_key(example: Example) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,7 +26,7 @@ class ReplyScores:
     Replies are greedy, so that two evaluations differ by the weights alone.
     """
 
-    def __init__(self, recipe: Recipe, loaded: LoadedModel, examples: dict[str, list[Example]]):
+    def __init__(self, recipe: Recipe, loaded: LoadedModel, examples: Mapping[str, Sequence[Example]]):
         if any(example.text is not None for rows in examples.values() for example in rows):
             raise RecipeError("predict_with_generate: plain texts have no reply to generate; it is for stage sft")
         check_metrics(recipe.eval.metrics, recipe.eval)
