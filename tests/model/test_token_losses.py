@@ -140,3 +140,19 @@ def test_a_peft_model_gives_the_losses_of_its_active_adapter(rows):
     )
     batch = lay_padded(rows, range(4))
     torch.testing.assert_close(token_losses(model, batch), plain(model, rows), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["PROMPT_TUNING", "PREFIX_TUNING"])
+def test_virtual_tokens_before_a_row_do_not_move_its_targets(rows, method):
+    from llmforge.config.schema import FinetuneConfig
+    from llmforge.model.adapters import add_peft
+
+    keys = {"finetuning_type": "peft", "peft_type": method, "peft_kwargs": {"num_virtual_tokens": 3}}
+    model = add_peft(make("llama"), FinetuneConfig(**keys), []).eval()
+    batch = lay_padded(rows, range(4))
+    ids, mask = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.attention_mask).long()
+    logits = model(input_ids=ids, attention_mask=mask).logits[:, -ids.shape[1] :].reshape(-1, 300)
+    expected = torch.nn.functional.cross_entropy(
+        logits[torch.from_numpy(batch.state)], torch.from_numpy(batch.target), reduction="none"
+    )
+    torch.testing.assert_close(token_losses(model, batch), expected, atol=1e-6, rtol=1e-6)

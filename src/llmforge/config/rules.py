@@ -246,7 +246,8 @@ RULES: tuple[CrossRule, ...] = (
               "fp16: a CPU trains in fp32; no effect with device: cpu", "leave it out",
               commands=("train",), note=True),
     CrossRule("greedy-temperature", ("do_sample", "temperature"),
-              lambda v: not v.do_sample and v.given & {"temperature", "top_p", "top_k"},
+              # A run's own recipe.yaml holds every key, so there it means nothing that they are written.
+              lambda v: not v.do_sample and not v.run_dir and v.given & {"temperature", "top_p", "top_k"},
               "temperature, top_p, top_k: no effect with do_sample: false", "write do_sample: true",
               commands=("predict", "chat", "api"), note=True),
     CrossRule("hub-and-source", ("model_source",),

@@ -146,7 +146,10 @@ def _forward(model: nn.Module, batch: Batch, keep: int | None) -> tuple[Tensor, 
 
     def pick(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden = args[0]  # (B, T, H)
-        states = hidden.reshape(-1, hidden.shape[-1])[index]
+        width = batch.input_ids.shape[1]
+        virtual = hidden.shape[1] - width  # tokens that prompt tuning puts before each line
+        places = index + (index // width + 1) * virtual if virtual else index
+        states = hidden.reshape(-1, hidden.shape[-1])[places]
         caught.append(states)
         return (states[:keep].unsqueeze(0), *args[1:])
 

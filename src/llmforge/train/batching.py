@@ -71,6 +71,8 @@ def _why_not(recipe: Recipe, inner: Any, model: Any) -> str | None:
         return reason
     if is_deepspeed_zero3_enabled():
         return "ZeRO-3 has the weights in pieces, on which the layout cannot be proven"
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        return "virtual tokens stand before each row; chat, predict, api and export do not take such an adapter"
     if recipe.train.neftune_noise_alpha:
         return "neftune_noise_alpha scales its noise by the length of a padded row"
     config = inner.config.get_text_config()
