@@ -10,9 +10,17 @@ VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "src/llmforge/__init__.py"
 
 EXTRAS = {
     "deepspeed": ["deepspeed>=0.18"],
-    "serve": ["fastapi>=0.115", "sse-starlette>=3.3", "uvicorn>=0.30"],
+    "serve": ["fastapi>=0.115", "sse-starlette>=3.3", "uvicorn>=0.30", "llguidance>=1.0"],
     "webui": ["gradio>=6.27"],
-    "data": ["openai>=2.0", "jieba>=0.42.1", "openpyxl>=3.1"],
+    "data": [
+        "openai>=2.0",
+        "jsonschema>=4.20",
+        "json-repair>=0.40",
+        "rapidfuzz>=3.9",
+        "llguidance>=1.0",
+        "jieba>=0.42.1",
+        "openpyxl>=3.1",
+    ],
     "eval": ["jieba>=0.42.1", "sacrebleu>=2.4"],
     "gguf": ["gguf>=0.17"],
     "sentencepiece": ["sentencepiece>=0.2", "protobuf>=4.25", "tiktoken>=0.7"],
@@ -34,8 +42,8 @@ EXTRAS["dev"] = [
 ]
 
 SHIPPED = {
-    "configs": ["**/*.json"],
-    "recipes": ["**/*.yaml", "*.json"],
+    "configs": ["*.yaml", "**/*.json"],
+    "recipes": ["**/*.yaml", "**/*.json", "**/*.csv", "**/*.j2"],
     "data": ["*.json", "*.jsonl", "*.csv", "*.txt", "*.py", "words/*.yaml"],
 }
 

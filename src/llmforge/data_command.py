@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import sys
@@ -36,12 +37,17 @@ GREEN, GREY, RESET = "\x1b[32m", "\x1b[90m", "\x1b[0m"
 
 def main(words: list[str]) -> int:
     """Run one subcommand; returns the exit code."""
-    if not words or "--help" in words or "-h" in words:
-        print(USAGE)
+    name, rest = words[0] if words else "--help", words[1:]
+    if name in LATER:
+        module, _, function = LATER[name].partition(":")
+        code: int = getattr(importlib.import_module(module), function)(rest)
+        return code
+    if "--help" in words or "-h" in words or not words:
+        print("\n".join([USAGE, "", "Each says more with --help:", *MORE]))
         return 0
-    name, rest = words[0], words[1:]
     if name not in COMMANDS:
-        raise RecipeError(f"data: {name!r} is no subcommand.{nearest(name, COMMANDS)} Known: {', '.join(COMMANDS)}")
+        known = [*COMMANDS, *LATER]
+        raise RecipeError(f"data: {name!r} is no subcommand.{nearest(name, known)} Known: {', '.join(known)}")
     return COMMANDS[name](rest)
 
 
@@ -148,3 +154,26 @@ def _options(words: list[str]) -> argparse.Namespace:
 
 
 COMMANDS = {"tokens": tokens}
+# Subcommands of other rooms, imported when they are asked for; MORE says what they do.
+LATER = {
+    "generate": "llmforge.datagen.command:main",
+    "make": "llmforge.datagen.command:main",
+    "label": "llmforge.datagen.command:label",
+    "review": "llmforge.datagen.review_command:main",
+    "convert": "llmforge.datagen.convert_command:convert_main",
+    "add": "llmforge.datagen.convert_command:add_main",
+    "clean": "llmforge.datagen.rows_command:clean",
+    "split": "llmforge.datagen.rows_command:split",
+    "merge": "llmforge.datagen.rows_command:merge",
+    "dedupe": "llmforge.datagen.rows_command:dedupe",
+    "diversify": "llmforge.datagen.rows_command:diversify",
+    "contamination": "llmforge.datagen.rows_command:contamination",
+}
+MORE = (
+    "forge-cli data generate R   make checked rows with a teacher (alias: make)",
+    "forge-cli data label R      label rows by clue and reason, by majority",
+    "forge-cli data review R     accept, edit, reject rows; exchange them with a spreadsheet",
+    "forge-cli data convert R    rows or a table become training files and an entry",
+    "forge-cli data add NAME FILE   describe a file in dataset_info.json",
+    "forge-cli data clean|split|merge|dedupe|diversify|contamination FILE...   steps over rows",
+)

@@ -26,6 +26,7 @@ ENGINES = Registry(
     "infer_backend",
     {
         "local": "llmforge.infer.local.engine:LocalEngine",
+        "remote": "llmforge.infer.remote:RemoteEngine",
     },
 )
 
