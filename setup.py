@@ -17,6 +17,7 @@ EXTRAS = {
         "jsonschema>=4.20",
         "json-repair>=0.40",
         "rapidfuzz>=3.9",
+        "datasketch>=1.6.5",
         "llguidance>=1.0",
         "jieba>=0.42.1",
         "openpyxl>=3.1",

@@ -174,6 +174,8 @@ def _shape(recipe: DatasetRecipe, rows: list[tuple[RowRef, Row]], report: RowRep
         except ValueError as reason:
             report.reject(source, str(reason))
     report.rows_out = len(done)
+    place = {source: number for number, (source, _) in enumerate(rows)}
+    report.rejected.sort(key=lambda item: place.get(item[0], -1))  # rejected by several passes; told in the source's order
     return done, shape
 
 
