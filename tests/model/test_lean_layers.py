@@ -95,9 +95,9 @@ def gradients(model, ids):
 
 
 @pytest.mark.parametrize(
-    ("family", "mlps", "norms"), [("Llama", 2, 5), ("Qwen2", 2, 5), ("Qwen3", 2, 9), ("Mistral", 2, 5), ("Gemma", 0, 0)]
+    ("family", "mlps", "norms"), [("Llama", 2, 5), ("Qwen2", 2, 5), ("Qwen3", 2, 9), ("Mistral", 2, 5), ("Gemma", 0, 5)]
 )
-def test_a_models_gradient_stays_the_same_and_gemmas_own_formulas_are_left_alone(family, mlps, norms):
+def test_a_models_gradient_stays_the_same_and_another_activation_is_left_alone(family, mlps, norms):
     model, ids = lora_model(family), torch.randint(3, 50, (2, 7))
     before = gradients(model, ids)
     taken = take_lean_layers(model)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from llmforge.model.linear import Linear, gated_mlp, lora_linear, rms_norm
 
-TOLERANCE = 1e-4  # relative, fp32; another formula (Gemma's 1 + weight, another activation) is off by 1e-2 and more
+TOLERANCE = 1e-4  # relative, fp32; another formula, such as another activation, is off by 1e-2 and more
 
 
 @dataclass
@@ -44,9 +44,13 @@ def take_lean_layers(model: nn.Module) -> Taken:
         elif _is_gated_mlp(module) and _agrees(module, _mlp_forward, module.gate_proj.in_features):
             module.forward = partial(_mlp_forward, module)
             taken.mlps += 1
-        elif _is_norm(module) and _agrees(module, _norm_forward, len(module.weight)):
-            module.forward = partial(_norm_forward, module)
-            taken.norms += 1
+        elif _is_norm(module):
+            for offset in (0.0, 1.0):  # Gemma multiplies by 1 + weight
+                lean = partial(_norm_forward, offset=offset)
+                if _agrees(module, lean, len(module.weight)):
+                    module.forward = partial(lean, module)
+                    taken.norms += 1
+                    break
     return taken
 
 
@@ -124,8 +128,8 @@ def _mlp_forward(module: Any, x: Tensor) -> Tensor:
     return gated_mlp(x, *parts)
 
 
-def _norm_forward(module: Any, x: Tensor) -> Tensor:
+def _norm_forward(module: Any, x: Tensor, *, offset: float) -> Tensor:
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if eps is None or not _is_whole(module.weight) or not _plain(x, module.weight):
         return type(module).forward(module, x)
-    return rms_norm(x, module.weight, eps)
+    return rms_norm(x, module.weight + offset if offset else module.weight, eps)
