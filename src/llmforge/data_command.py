@@ -156,6 +156,11 @@ def _options(words: list[str]) -> argparse.Namespace:
 COMMANDS = {"tokens": tokens}
 # Subcommands of other rooms, imported when they are asked for; MORE says what they do.
 LATER = {
+    "check": "llmforge.inspect_command:check",
+    "stats": "llmforge.inspect_command:stats",
+    "show": "llmforge.inspect_command:show",
+    "coverage": "llmforge.inspect_command:coverage",
+    "build": "llmforge.build_command:build",
     "generate": "llmforge.datagen.command:main",
     "make": "llmforge.datagen.command:main",
     "label": "llmforge.datagen.command:label",
@@ -170,6 +175,8 @@ LATER = {
     "contamination": "llmforge.datagen.rows_command:contamination",
 }
 MORE = (
+    "forge-cli data check R      read every row: rejects by reason, duplicates, lengths, leaks; stats, show, coverage",
+    "forge-cli data build R      prepare the data sets of a recipe now, so that training finds them",
     "forge-cli data generate R   make checked rows with a teacher (alias: make)",
     "forge-cli data label R      label rows by clue and reason, by majority",
     "forge-cli data review R     accept, edit, reject rows; exchange them with a spreadsheet",

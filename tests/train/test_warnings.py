@@ -9,6 +9,7 @@ import torch
 
 from llmforge.config.load import load_recipe
 from llmforge.data.example import IGNORE, Encoded
+from llmforge.data.marked import show_labels
 from llmforge.data.tokenizer import load_tokenizer
 from llmforge.errors import RecipeError
 from llmforge.train.alarms import FLAT_LINES, Alarms
@@ -16,7 +17,6 @@ from llmforge.train.arguments import deepspeed_config, training_arguments
 from llmforge.train.console import Console, bar, clock
 from llmforge.train.launch import num_ranks
 from llmforge.train.memory import is_out_of_memory, out_of_memory
-from llmforge.train.preview import show_labels
 from llmforge.train.trackers import GuardedTracker
 
 

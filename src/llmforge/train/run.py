@@ -22,6 +22,7 @@ from llmforge.config.load import dump_recipe
 from llmforge.config.names import STAGES
 from llmforge.config.schema import Recipe
 from llmforge.data.build import DataSets, build_data
+from llmforge.data.marked import show_labels
 from llmforge.errors import ForgeError, RecipeError
 from llmforge.model.eva import init_eva
 from llmforge.model.loading import LoadedModel, load_model, load_text
@@ -39,7 +40,7 @@ from llmforge.train.manifest import data_part, manifest
 from llmforge.train.memory import is_out_of_memory, out_of_memory
 from llmforge.train.meter import Meter
 from llmforge.train.plot import plot_loss
-from llmforge.train.preview import show_labels, trainable_line
+from llmforge.train.preview import trainable_line
 from llmforge.train.report import Report
 from llmforge.train.result import save_result
 from llmforge.train.steps import StepPlan, StepShape
