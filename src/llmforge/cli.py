@@ -60,6 +60,12 @@ COMMANDS: dict[str, Command] = {
     "runs": Command(
         "llmforge.runs_command:main", "List, watch, stop and resume runs.", "forge-cli runs list", reads_recipe=False
     ),
+    "bench": Command(
+        "llmforge.bench.command:main",
+        "Measure speed and memory.",
+        "forge-cli bench train recipes/classify_lora.yaml --batching padded,tree",
+        reads_recipe=False,
+    ),
     "models": Command(
         "llmforge.model.command:main", "Fetch and list models.", "forge-cli models list", reads_recipe=False
     ),
