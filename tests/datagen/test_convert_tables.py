@@ -91,7 +91,7 @@ def test_the_legal_questions_convert_with_every_odd_row_named():
     assert reasons[36] == "title is empty"
     assert sum(reason.startswith("where is false") for reason in reasons.values()) == 9
     rows = rows_of(Path("out/legal_qa.jsonl"))
-    quoted = "合同里写\"最终解释权\"有效吗\n带引号, 逗号\n和换行"
+    quoted = '合同里写"最终解释权"有效吗\n带引号, 逗号\n和换行'
     assert rows[-1]["conversations"][0]["content"] == quoted
     assert rows[0]["conversations"] == [
         {"role": "user", "content": "不交房电费多出由谁承担？\n开发商晚交房三个月，期间的临时用电比民用电贵。"},
@@ -161,12 +161,14 @@ def test_a_group_never_crosses_a_split_and_the_order_of_rows_changes_no_side():
         questions = {part: {row["instruction"] for row in rows_of(path)} for part, path in result.files.items()}
         sides.append(questions)
         groups = [{int(q[1:]) % 20 for q in side} for side in questions.values()]
-        assert not (groups[0] & groups[1] or groups[0] & groups[2] or groups[1] & groups[2])
+        assert sum(map(len, groups)) == len(set.union(*groups)) == 20
     assert sides[0] == sides[1]
 
 
 def test_an_answer_that_is_an_object_becomes_json_text_in_the_declared_order():
-    Path("o.jsonl").write_text('{"instruction": "标绘", "input": "", "output": {"b": [{"z": 1, "y": 2}], "a": "箭头"}}\n')
+    Path("o.jsonl").write_text(
+        '{"instruction": "标绘", "input": "", "output": {"b": [{"z": 1, "y": 2}], "a": "箭头"}}\n'
+    )
     Path("s.json").write_text(
         '{"properties": {"a": {}, "b": {"items": {"properties": {"y": {}, "z": {}}}}}, "type": "object"}'
     )

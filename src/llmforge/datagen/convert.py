@@ -175,7 +175,7 @@ def _shape(recipe: DatasetRecipe, rows: list[tuple[RowRef, Row]], report: RowRep
             report.reject(source, str(reason))
     report.rows_out = len(done)
     place = {source: number for number, (source, _) in enumerate(rows)}
-    report.rejected.sort(key=lambda item: place.get(item[0], -1))  # rejected by several passes; told in the source's order
+    report.rejected.sort(key=lambda item: place.get(item[0], -1))  # several passes rejected rows
     return done, shape
 
 

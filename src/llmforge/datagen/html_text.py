@@ -98,8 +98,8 @@ class _Markdown(HTMLParser):
         elif tag in HIDDEN:
             self.hidden += 1
         elif self.pre:
-            if tag == "code" and (found := re.search(r"language-([\w+#-]+)", given.get("class", ""))):
-                self.language = found[1]
+            if tag == "code":
+                self._open_code(given.get("class", ""))
             elif tag == "br":
                 self.out.append("\n")
         elif tag == "pre":
@@ -213,6 +213,15 @@ class _Markdown(HTMLParser):
         tail = "".join(self.out[-3:])
         there = len(tail) - len(tail.rstrip("\n"))
         self.out.append("\n" * max(0, lines - there))
+
+    def _open_code(self, classes: str) -> None:
+        """<code> inside <pre>: its language is in its class, or is the word the page showed above it."""
+        above = "".join(self.out[self.code_start :])
+        if label := re.fullmatch(r"\s*([\w+#-]*?)(?:Copy code)*\s*", above):
+            self.language = label[1]
+            del self.out[self.code_start :]
+        if found := re.search(r"language-([\w+#-]+)", classes):
+            self.language = found[1]
 
     def _close_code(self) -> None:
         code = "".join(self.out[self.code_start :])
