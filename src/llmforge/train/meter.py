@@ -14,6 +14,7 @@ class Meter:
     tokens: int = 0
     supervised: int = 0
     total_tokens: int = 0
+    total_computed: int = 0
     total_supervised: int = 0
     metrics: dict[str, float] = field(default_factory=dict)  # sums over steps of the stage's own means
     last_loss: float = float("nan")  # of the last step, nats
@@ -29,8 +30,11 @@ class Meter:
             self.longest_s = max(self.longest_s, now - self.seen_at)
         self.seen_at = now
 
-    def add(self, tokens: int, supervised: int, means: dict[str, float]) -> None:
-        """Count a step; `means` are its loss and the stage's own metrics."""
+    def add(self, tokens: int, computed: int, supervised: int, means: dict[str, float]) -> None:
+        """Count a step: tokens of its rows, tokens computed for them (fewer where rows share some), tokens learned.
+
+        `means` are its loss and the stage's own metrics.
+        """
         self.touch()
         self.steps += 1
         self.tokens += tokens
@@ -40,6 +44,7 @@ class Meter:
             if name != "loss":
                 self.metrics[name] = self.metrics.get(name, 0.0) + value
         self.total_tokens += tokens
+        self.total_computed += computed
         self.total_supervised += supervised
 
     def skip_time(self, seconds: float) -> None:

@@ -302,11 +302,15 @@ class _OneRun:
             results |= {
                 "epoch": trainer.state.epoch, "steps": trainer.state.global_step,
                 "supervised_tokens": self.meter.total_supervised, "tokens": self.meter.total_tokens,
+                "computed_tokens": self.meter.total_computed,
             }  # fmt: skip
             atomic_write(folder.results_path, json.dumps(results, indent=1) + "\n")
             gone = clock(results.get("train_runtime", 0.0))
+            saved = self.meter.total_computed < self.meter.total_tokens
+            shared = f" Of {self.meter.total_tokens:,} tokens in rows {self.meter.total_computed:,} were computed."
             report.say(
-                f"done: {trainer.state.global_step} steps in {gone}, saved in {time.monotonic() - started:.1f} s.\n"
+                f"done: {trainer.state.global_step} steps in {gone}, saved in {time.monotonic() - started:.1f} s."
+                f"{shared if saved else ''}\n"
                 f"  forge-cli chat {folder.path}\n  forge-cli predict {folder.path}\n  forge-cli export {folder.path}"
             )
         trainer.accelerator.wait_for_everyone()

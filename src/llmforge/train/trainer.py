@@ -114,8 +114,9 @@ class ForgeTrainer(Trainer):
         if callable(schedule_free):  # such an optimizer keeps two sets of weights
             schedule_free()
         real = [batch for batch in batches if batch.num_rows]
-        count, tokens, *wishes = self.sum_over_ranks(
+        count, tokens, computed, *wishes = self.sum_over_ranks(
             sum(self.stage.count(batch) for batch in real),
+            sum(batch.row_tokens for batch in real),
             sum(batch.num_tokens for batch in real),
             *(self.stop.received == number for number in SIGNALS),
         )
@@ -135,7 +136,7 @@ class ForgeTrainer(Trainer):
                     means = self._means(parts, list(part.metrics), count)
                     self._check_finite("loss", means["loss"])
                 self.accelerator.backward(loss * scale, **self._backward_options())
-        self.meter.add(int(tokens), int(count), means)
+        self.meter.add(int(tokens), int(computed), int(count), means)
         return torch.tensor(means["loss"], device=self.args.device)
 
     def _means(self, parts: list[LossSum], names: list[str], count: float) -> dict[str, float]:
