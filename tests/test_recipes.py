@@ -15,7 +15,8 @@ from llmforge.config.yaml_text import parse_recipe
 from llmforge.data.registry import resolve_dataset
 
 REPO = Path(__file__).parents[1]
-RECIPES = sorted(str(path.relative_to(REPO)) for path in REPO.glob("recipes/**/*.yaml"))
+# recipes/data/ holds recipes of `forge-cli data generate`, which have a form of their own.
+RECIPES = sorted(str(path.relative_to(REPO)) for path in REPO.glob("recipes/**/*.yaml") if path.parent.name != "data")
 COMMANDS = {"serve": "api", "eval": "predict", "export": "export"}  # by folder; the others train
 QUICKSTART = "recipes/classify_lora.yaml"
 
