@@ -32,6 +32,8 @@ from llmforge.errors import RecipeError
 from llmforge.metrics.json_text import MISSING, canonical_json
 from llmforge.runs import MANIFEST, atomic_write, sha256_file
 
+ACCEPTED = {"instruction": "instruction", "input": "input", "output": "output"}  # the training row of a record
+
 
 @dataclass(frozen=True)
 class ConvertResult:
@@ -82,7 +84,8 @@ def convert(recipe: DatasetRecipe, files: Sequence[Path] = (), out: Path | None 
         rows = list(read_files(paths, report, kind=config.from_, encoding=config.encoding))
     else:
         rows = _accepted(recipe, report)
-        recipe = replace(recipe, convert=replace(config, html="keep"))  # nothing of it was copied from a page
+        # Nothing of these was copied from a page, and `messages` of a record is what the teacher was asked.
+        recipe = replace(recipe, convert=replace(config, html="keep", map=config.map or dict(ACCEPTED)))
     if not rows:
         what = ", ".join(map(str, paths)) if paths else f"{Work(recipe.folder).ok} (after review)"
         raise RecipeError(f"data convert: no rows in {what}")

@@ -73,11 +73,9 @@ def append_patches(folder: Path, patches: Sequence[Patch]) -> None:
     path = folder / PATCHES
     lines = "".join(json.dumps(asdict(patch), ensure_ascii=False) + "\n" for patch in patches).encode()
     with FileLock(folder / f".{PATCHES}.lock"), open(path, "ab+") as file:
-        size = file.tell()
-        if size:
-            file.seek(size - 1)
-            if file.read(1) != b"\n":  # a power cut left half a line, which read_patches leaves out
-                lines = b"\n" + lines
+        file.seek(0)
+        whole = file.read().rfind(b"\n") + 1  # behind it a power cut left half a line, which was never acknowledged
+        size = file.truncate(whole)
         try:
             file.write(lines)
             file.flush()

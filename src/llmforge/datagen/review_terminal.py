@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
@@ -104,8 +105,8 @@ def _key(source: TextIO) -> str:
     except ImportError:  # Windows
         return source.readline()
     with _restored(source, termios.tcgetattr, termios.tcsetattr, termios.TCSADRAIN):
-        tty.setcbreak(source.fileno())
-        return source.read(1)
+        tty.setcbreak(source.fileno(), termios.TCSANOW)  # the default would throw away what was typed ahead
+        return os.read(source.fileno(), 1).decode(errors="replace")
 
 
 @contextlib.contextmanager
