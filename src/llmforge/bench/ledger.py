@@ -33,7 +33,7 @@ def record(cell: Cell, seen: Measured, digest: str, round_number: int, results: 
     """One ledger line. Rates are over the steps after the first; the first one counts as start-up.
 
     Args:
-        results: train_results.json of a Forge run, for the peaks of its cards; empty otherwise.
+        results: train_results.json of a Forge run, for its tokens and the peaks of its cards; empty otherwise.
     """
     line: dict[str, Any] = cell.as_dict() | {
         "data": digest, "machine": machine(), "time": time.strftime("%Y-%m-%dT%H:%M:%S"), "round": round_number,
@@ -61,10 +61,9 @@ def record(cell: Cell, seen: Measured, digest: str, round_number: int, results: 
         line["samples_per_s"] = cell.rows * (len(walls) - 1) / timed
     if timed_cpu > 0:
         line["samples_per_cpu_s"] = cell.rows * (len(walls) - 1) / timed_cpu
-    if all("tokens_per_second" in entry for entry in seen.log):
-        rows = cell.rows * len(seen.log)
-        line["tokens_per_row"] = sum(e["tokens_per_second"] * e["step_ms"] / 1000 for e in seen.log) / rows
-        line["supervised_per_row"] = sum(entry["supervised_tokens"] for entry in seen.log) / rows
+    for key, counted in (("tokens", "tokens"), ("supervised", "supervised_tokens"), ("computed", "computed_tokens")):
+        if counted in results:
+            line[f"{key}_per_row"] = results[counted] / (cell.rows * len(walls))
     return line
 
 

@@ -12,9 +12,9 @@ from llmforge.bench.ledger import Row
 
 HEAD = (
     "workload", "model", "method", "length", "rows", "trainer", "batching", "samples/s", "tokens/s", "superv./s",
-    "MiB", "card GiB a/r", "step 1 s", "CPU s", "ready s", "loss", "runs",
+    "computed/s", "MiB", "card GiB a/r", "step 1 s", "CPU s", "ready s", "loss", "runs",
 )  # fmt: skip
-NOTE = """samples/s, tokens/s (padding not counted) and supervised tokens/s: steps after the first, medians.
+NOTE = """samples/s, tokens/s (of the rows, without padding), supervised and computed ones: steps after the first, medians.
 MiB: highest resident memory of the largest process. card: allocated/reserved, a+b for two cards.
 step 1, CPU: from the command to the end of the first step. ready: from the command to its beginning."""
 
@@ -38,15 +38,16 @@ def _columns(row: Row, rows: Sequence[Row]) -> tuple[str, ...]:
     counted = f"{len(row.good)}" + (f" of {len(row.runs)}" if len(row.good) < len(row.runs) else "")
     if row.outcome != "ok":
         said = "OOM" if row.outcome == "oom" else "failed"
-        return (*named, said, *("" for _ in range(8)), counted)
+        return (*named, said, *("" for _ in range(9)), counted)
     rate, (per_row, supervised) = row.median("samples_per_s"), tokens_per_row(row, rows)
-    peak = row.median("peak_bytes")
+    peak, computed = row.median("peak_bytes"), row.median("computed_per_row")
     losses = row.good[-1]["losses"]
     return (
         *named,
         _number(rate, 3),
         _number(rate and per_row and rate * per_row, 0),
         _number(rate and supervised and rate * supervised, 0),
+        _number(rate and computed and rate * computed, 0),
         f"{peak / 2**20:.0f}" if peak else "-",
         _cards(row.good[-1]),
         _number(row.median("first_step_wall_s"), 1),
@@ -123,7 +124,7 @@ def told(comparison: dict[str, Any]) -> str:
 def as_json(rows: Sequence[Row]) -> dict[str, Any]:
     """The same as an object: rows with medians and single runs, comparisons, inversions."""
     medians = ("samples_per_s", "samples_per_cpu_s", "peak_bytes", "first_step_wall_s", "first_step_cpu_s",
-               "ready_wall_s", "tokens_per_row", "supervised_per_row")  # fmt: skip
+               "ready_wall_s", "tokens_per_row", "supervised_per_row", "computed_per_row")  # fmt: skip
     shown = []
     for row in rows:
         per_row, supervised = tokens_per_row(row, rows)
