@@ -148,8 +148,11 @@ class Block:
         """Ids, labels and lengths of all rows; the rows' first labels are not yet IGNORE."""
         chunks: list[Any] = self.ids
         for mode in MODES:
-            for place, found in zip(self.places[mode], tokenizer.ids_of_many(self.texts[mode], mode), strict=True):
-                chunks[place] = found
+            # A system text or a label that many rows have is encoded once.
+            number = {text: i for i, text in enumerate(dict.fromkeys(self.texts[mode]))}
+            found = tokenizer.ids_of_many(list(number), mode)
+            for place, text in zip(self.places[mode], self.texts[mode], strict=True):
+                chunks[place] = found[number[text]]
         sizes = np.fromiter(map(len, chunks), np.int64, len(chunks))
         flat = np.fromiter(chain.from_iterable(chunks), np.int32, int(sizes.sum()))
         labels = np.where(np.repeat(np.array(self.learn, bool), sizes), flat, np.int32(IGNORE))
