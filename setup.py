@@ -43,7 +43,7 @@ EXTRAS["dev"] = [
 ]
 
 SHIPPED = {
-    "configs": ["*.yaml", "**/*.json"],
+    "configs": ["*.yaml", "**/*.json", "**/*.j2"],
     "recipes": ["**/*.yaml", "**/*.json", "**/*.csv", "**/*.j2"],
     "data": ["*.json", "*.jsonl", "*.csv", "*.txt", "*.py", "words/*.yaml"],
 }

@@ -229,9 +229,9 @@ def test_a_setting_without_meaning_is_refused_by_name(core, field, value):
     assert reply.error.startswith(f"{field}: got ")
 
 
-def test_a_constraint_is_refused_by_name(core):
-    request = GenerateRequest("m", TokenIds((5,)), constraint={"type": "json_object"})
-    assert "json_object" in core.generate_all([request])[0][0].error
+def test_a_constraint_that_is_not_known_is_refused_by_name(core):
+    request = GenerateRequest("m", TokenIds((5,)), constraint={"type": "yaml"})
+    assert "'yaml'" in core.generate_all([request])[0][0].error
 
 
 def test_a_model_in_training_is_left_as_it_was(model, tokenizer):

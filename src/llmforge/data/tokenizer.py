@@ -152,6 +152,16 @@ class Tokenizer:
         """The vocabulary's own spelling of one id, "" for an id that no token has."""
         return self._backend.id_to_token(id) or ""
 
+    def to_json(self) -> str:
+        """The text of tokenizer.json, for libraries that read the vocabulary themselves."""
+        text: str = self._backend.to_str()
+        return text
+
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """Ids of all control tokens."""
+        return self._control_ids
+
     def __len__(self) -> int:
         size: int = self._backend.get_vocab_size(with_added_tokens=True)
         return size

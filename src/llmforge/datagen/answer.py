@@ -64,6 +64,20 @@ def read_json(text: str, finish_reason: str) -> Parsed:
     return Parsed(mended, repaired=True)
 
 
+def cut_list(text: str, key: str) -> list[Any]:
+    """The whole items of the list `key` in an answer that was cut; the last one, which may be half, is left out.
+
+    Raises:
+        BadAnswer: not one item is whole.
+    """
+    json_repair = require("json_repair", "data", "reading answers that were cut")
+    value = json_repair.loads(text)
+    items = value.get(key) if isinstance(value, dict) else None
+    if not isinstance(items, list) or len(items) < 2:
+        raise BadAnswer("cut", "the answer reached max_tokens before one item was whole")
+    return items[:-1]
+
+
 def strict_json(text: str) -> Any:
     """JSON as RFC 8259 has it, without NaN and without a key that stands twice.
 

@@ -42,6 +42,7 @@ class Asking:
     duplicates: Duplicates | None
     seed: int
     total: int
+    in_parts: bool = False  # what is asked for are parts of rows; the caller makes rows of them
     budget: Budget = field(init=False)
     stopped_by: str | None = None  # the budget's words, when it ended the run
     _failures: int = 0
@@ -102,11 +103,10 @@ class Asking:
                 await self._failed(task, error)
                 return
         if record is None:
-            self._decided(task.id, end_entry(task.facts(), cause, detail))
-            await self.ledger.append()
+            await self._close(task.facts(), cause, detail)
             await self._order.put(task.index, None)
         elif self.duplicates is None:
-            await self._accept(record)
+            await self._close(record)
             await self._order.put(task.index, None)
         else:
             if history.passed is None:
@@ -175,7 +175,7 @@ class Asking:
 
     async def _failed(self, task: Task, error: TeacherFailed) -> None:
         """No answer for this row: said, and asked again by the next run; too many in a row end this one."""
-        self._decided(task.id, end_entry(task.facts(), error.cause, error.detail))
+        await self._close(task.facts(), error.cause, error.detail)
         await self._order.put(task.index, None)
         self._failures += 1
         if self._failures >= TOO_MANY_FAILURES:
@@ -184,18 +184,15 @@ class Asking:
                 "run the same command again to go on"
             )
 
-    async def _accept(self, record: Record) -> None:
-        """Into the ledger, onto the disk, then into its file."""
-        self.ledger.note(end_entry(record))
-        await self.ledger.append()
-        self._write(record["id"])
-
-    def _decided(self, id: str, entry: dict[str, Any]) -> None:
-        self.ledger.note(entry)
-        self._write(id)
-
-    def _write(self, id: str) -> None:
-        self.work.write_row(id, self.ledger.history.row(id))
+    async def _close(self, record: Record, cause: str | None = None, detail: str = "") -> None:
+        """The last word on a row: into the ledger, onto the disk, then into its files."""
+        entry = end_entry(record, cause, detail)
+        await self.ledger.append({**entry, "t": "part"} if self.in_parts else entry)
+        row = self.ledger.history.row(record["id"])
+        if self.in_parts:
+            self.work.write_raw(record["id"], row)
+        else:
+            self.work.write_row(record["id"], row)
         self._done += 1
 
     async def decide(self, record: Record) -> None:
@@ -204,10 +201,9 @@ class Asking:
         copy_of = self.duplicates.find(record)
         if copy_of is None:
             self.duplicates.add(record)
-            await self._accept(record)
+            await self._close(record)
         else:
-            entry = end_entry(_without_answer(record), "duplicate", f"too like the accepted row {copy_of}")
-            self._decided(record["id"], entry)
+            await self._close(_without_answer(record), "duplicate", f"too like the accepted row {copy_of}")
 
     def _report(self) -> None:
         now = time.monotonic()

@@ -100,4 +100,17 @@ def _show_result(recipe: DatasetRecipe, result: GenerateResult) -> None:
     )
     for cause, count in counts["causes"].items():
         print(f"  {count:>6}  {cause}", file=sys.stderr)
+    if "confusion" in counts:
+        _show_confusion(counts["confusion"])
     print(f"{counts['tokens_in']} tokens in, {counts['tokens_out']} out, {counts['cost_usd']} USD", file=sys.stderr)
+
+
+def _show_confusion(table: dict[str, dict[str, int]]) -> None:
+    """Known labels down, given labels across."""
+    columns = sorted({given for counts in table.values() for given in counts})
+    width = max(map(len, [*columns, *table, "known"])) + 2
+    print("known".ljust(width) + "".join(name.rjust(width) for name in columns))
+    for known, counts in table.items():
+        print(known.ljust(width) + "".join(str(counts.get(name, 0)).rjust(width) for name in columns))
+    right = sum(counts.get(known, 0) for known, counts in table.items())
+    print(f"{right} of {sum(sum(counts.values()) for counts in table.values())} as known")

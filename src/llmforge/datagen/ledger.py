@@ -4,6 +4,7 @@ A line is written before its files are, so a kill at any moment loses at most th
     begin   what the rows depend on                 ask     a request leaves; `worst` is what it may cost
     reply   an answer came, with cause and cost     lost    no answer came
     pass    a row passed every check                end     a row is accepted or rejected for good
+    part    a request is over that is no row itself: a vote for a label, a list of new tasks
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ class RowHistory:
     asked: Entry | None = None  # a request without an answer so far
     passed: Entry | None = None  # its record
     end: Entry | None = None
+    part: Entry | None = None
 
     @property
     def is_done(self) -> bool:
         """Whether the row is decided. One that the teacher failed to answer is asked again."""
-        return self.end is not None and not str(self.end.get("cause") or "").startswith("teacher:")
+        last = self.end or self.part
+        return last is not None and not str(last["cause"] or "").startswith("teacher:")
 
 
 @dataclass
@@ -70,6 +73,8 @@ class History:
             row.passed = entry["record"]
         elif kind == "end":
             row.end = entry
+        elif kind == "part":
+            row.part = entry
 
     def settle(self) -> None:
         """Count what was under way at a kill as paid: the server may have answered."""

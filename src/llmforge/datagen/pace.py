@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 Sleep = Callable[[float], Awaitable[None]]
 
 WINDOW_S = 1.0  # over which the accepted rate is measured at a refusal
-START = 2  # requests under way at first; one more for each that is answered
+START = 2  # requests under way at first to a server; one more for each that is answered
 MARGIN = 0.97  # of the measured rate
 BACK_OFF, HARD_BACK_OFF = 0.97, 0.7  # after a refusal, and after one soon after another
 SOON_S = 3.0
@@ -29,15 +29,18 @@ class Pacer:
     """Lets requests through, at most `parallel` at once.
 
     Args:
+        start: requests under way at first.
         now, sleep: the clock; tests give their own.
     """
 
-    def __init__(self, parallel: int, now: Callable[[], float] = time.monotonic, sleep: Sleep = asyncio.sleep):
+    def __init__(
+        self, parallel: int, start: int = START, now: Callable[[], float] = time.monotonic, sleep: Sleep = asyncio.sleep
+    ):
         self.parallel, self._now, self._sleep = parallel, now, sleep
         self._base: float | None = None  # requests per second after the last refusal; None while nothing was refused
         self._scale_s = SURE_S
         self.num_sent = self.num_refused = 0
-        self._width = min(parallel, START)
+        self._width = min(parallel, start)
         self._running = 0
         self._next_at = self._blocked_until = 0.0
         self._refused_at = float("-inf")

@@ -21,6 +21,7 @@ from llmforge.datagen.slots import Slot, read_slots
 from llmforge.errors import RecipeError, nearest
 
 ID = re.compile(r"[\w.-]{1,100}")
+PLACE = re.compile(r"[^.\[\]\s\d][^.\[\]\s]*(\[\d+\]|\.[^.\[\]\s\d][^.\[\]\s]*)*")
 ROW_KEYS = ("instruction", "input", "output")
 
 
@@ -253,13 +254,9 @@ def _expression(key: str, text: Any, known: frozenset[str]) -> Expression:
 
 
 def _fact_path(text: str) -> Sequence[str | int]:
-    try:
-        place = path_of(ast.parse(f"out.{text}", mode="eval").body)
-    except SyntaxError:
-        place = None
-    if place is None:
+    if not PLACE.fullmatch(text):
         raise RecipeError(f"facts: {text!r} is no place in the answer; write it like points[0].lon")
-    return place[1]
+    return [int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", text)]
 
 
 def _read_schema(path: str | None) -> dict[str, Any] | None:

@@ -283,7 +283,7 @@ def _endpoint(where: str, entry: Any, recipe: DatasetRecipe, has_others: bool) -
         raise RecipeError(f"{where}.model: missing")
     if url is None:
         engine = _local(str(model), config)
-        return _made(str(model), engine, engine.models()[0].id, FREE, config)
+        return _made(str(model), engine, engine.models()[0].id, FREE, config, is_local=True)
     expanded = expand_url(str(url))
     if expanded is None:
         if not has_others:
@@ -299,14 +299,17 @@ def _endpoint(where: str, entry: Any, recipe: DatasetRecipe, has_others: bool) -
     return _made(f"{model} at {expanded}", engine, str(model), cost, config)
 
 
-def _made(name: str, engine: Engine, model: str, price: Price, config: TeacherConfig) -> Endpoint:
+def _made(
+    name: str, engine: Engine, model: str, price: Price, config: TeacherConfig, is_local: bool = False
+) -> Endpoint:
     offered = engine.capabilities().constraints
     modes = [mode for mode in MODES if mode == "text" or mode in offered]
     if config.mode != "auto":
         if config.mode not in modes:
             raise RecipeError(f"teacher.mode: {name} does not offer {config.mode}; it offers {', '.join(modes)}")
         modes = [config.mode]
-    return Endpoint(name, engine, model, price, Pacer(config.parallel), modes)
+    pacer = Pacer(config.parallel, config.parallel) if is_local else Pacer(config.parallel)
+    return Endpoint(name, engine, model, price, pacer, modes)
 
 
 def _local(model: str, config: TeacherConfig) -> Engine:

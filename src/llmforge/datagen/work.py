@@ -76,7 +76,6 @@ class Work:
             RunError: the disk is full; the ledger has the row, and the next run writes its files.
         """
         assert row.end is not None
-        attempts = [{key: reply.get(key) for key in RAW_KEYS} for reply in row.replies]
         accepted = row.end["cause"] is None
         home, other = (self.ok, self.rejected) if accepted else (self.rejected, self.ok)
         record = row.end["record"]
@@ -85,11 +84,16 @@ class Work:
             record["replies"] = [reply["text"] for reply in row.replies]
         try:
             (other / f"{id}.json").unlink(missing_ok=True)
-            if attempts:
-                _write(self.raw / f"{id}.json", {"id": id, "attempts": attempts})
+            self.write_raw(id, row)
             _write(home / f"{id}.json", record)
         except OSError as error:
             raise RunError(f"{home / id}.json cannot be written ({error.strerror}); the ledger has the row") from None
+
+    def write_raw(self, id: str, row: RowHistory) -> None:
+        """Every answer to a row as it came."""
+        attempts = [{key: reply.get(key) for key in RAW_KEYS} for reply in row.replies]
+        if attempts:
+            _write(self.raw / f"{id}.json", {"id": id, "attempts": attempts})
 
     def restore(self, rows: dict[str, RowHistory]) -> int:
         """Write files that a kill left unwritten; returns how many rows that were."""

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from llmforge.errors import RecipeError
 from llmforge.infer.local.forward import CachedForward
+from llmforge.infer.local.grammar import Grammars, Matcher, constrain
+from llmforge.infer.local.grammar import kinds as grammar_kinds
 from llmforge.infer.local.live import base_of, context_length, evaluating, model_stop_ids, using_adapter
 from llmforge.infer.local.reply import GrowingReply, Job, Reply
 from llmforge.infer.local.sampler import Sampler
@@ -66,9 +68,11 @@ class LocalCore:
         self.stop_strings = template.stop_strings(tokenizer)
         self.stop_ids = frozenset([*template.stop_ids(tokenizer), *model_stop_ids(model)])
         self.vocab_size = base_of(model).get_input_embeddings().weight.shape[0]
+        self.grammars = Grammars(tokenizer, self.vocab_size, sorted(self.stop_ids))
 
     def capabilities(self) -> Capabilities:
-        return Capabilities(sampling=frozenset(field.name for field in dataclasses.fields(Sampling)))
+        names = frozenset(field.name for field in dataclasses.fields(Sampling))
+        return Capabilities(sampling=names, constraints=grammar_kinds())
 
     def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, Piece]]:
         """(request number, piece) as they come. A request that cannot run gets one piece with its error."""
@@ -98,13 +102,14 @@ class LocalCore:
         """
         if self.served is not None and request.model not in self.served:
             raise UnknownModel(request.model, list(self.served))
-        if request.constraint is not None:
-            kind = request.constraint.get("type")
-            raise RequestError(
-                f"response format {kind!r} is not supported by the local engine yet", param="response_format"
-            )
         check_sampling(request.sampling, self.vocab_size)
         sampling = request.sampling
+        if request.constraint is not None:
+            if sampling.ignore_eos:
+                raise RequestError(
+                    "ignore_eos: a reply in a response format ends where its format does", param="ignore_eos"
+                )
+            self.grammars.begin(request.constraint)  # so that a schema that cannot be kept is refused now
         prompt_ids = self._encode(request.prompt)
         arrived_at = time.monotonic() if arrived_at is None else arrived_at
         return Job(
@@ -173,7 +178,7 @@ class LocalCore:
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Piece]]:
         """Decode one batch of jobs with one adapter; (position in `jobs`, piece) as they come."""
         replies = [
-            GrowingReply(number, job, index, self._text(job), self.tokenizer, self.template)
+            GrowingReply(number, job, index, self._text(job), self.tokenizer, self.template, self._matcher(job))
             for number, job in enumerate(jobs)
             for index in range(job.num_rows)
         ]
@@ -189,6 +194,9 @@ class LocalCore:
                         usage = Usage(len(jobs[number].prompt_ids), num_tokens[number])
                         piece = dataclasses.replace(piece, usage=usage)
                 yield number, piece
+
+    def _matcher(self, job: Job) -> Matcher | None:
+        return None if job.request.constraint is None else self.grammars.begin(job.request.constraint)
 
     def _text(self, job: Job) -> ReplyText:
         prompt = job.request.prompt
@@ -215,6 +223,7 @@ class LocalCore:
         logits = _prefill(forward, [reply.job.prompt_ids for reply in rows])
         sampler = Sampler([reply.draw for reply in rows], logits.shape[-1], logits.device)
         while True:
+            logits = constrain(logits, [reply.matcher if not reply.ended else None for reply in rows])
             choices = sampler.choose(logits, [len(reply.token_ids) for reply in rows])
             for reply, choice in zip(rows, choices, strict=True):
                 if not reply.ended and (piece := reply.take(choice)) is not None:

@@ -14,6 +14,7 @@ from llmforge.infer.protocol import Conversation, FinishReason, GenerateRequest,
 if TYPE_CHECKING:
     from llmforge.data.templates.template import Template
     from llmforge.data.tokenizer import Tokenizer
+    from llmforge.infer.local.grammar import Matcher
 
 
 @dataclass
@@ -43,8 +44,17 @@ class Job:
 class GrowingReply:
     """One reply of a job: takes tokens, gives pieces, knows when it has ended."""
 
-    def __init__(self, number: int, job: Job, index: int, text: ReplyText, tokenizer: Tokenizer, template: Template):
-        self.number, self.job, self.index, self.text = number, job, index, text
+    def __init__(
+        self,
+        number: int,
+        job: Job,
+        index: int,
+        text: ReplyText,
+        tokenizer: Tokenizer,
+        template: Template,
+        matcher: Matcher | None = None,
+    ):
+        self.number, self.job, self.index, self.text, self.matcher = number, job, index, text, matcher
         self.tokenizer, self.template = tokenizer, template
         self.token_ids: list[int] = []
         self.ended = False
@@ -69,6 +79,8 @@ class GrowingReply:
         if choice is None:
             return self._end("error", error="the model gave no usable logits (NaN or infinite)")
         self.token_ids.append(choice.token_id)
+        if self.matcher is not None:
+            self.matcher.take(choice.token_id)
         self._pending.append(choice.token_id)
         if self.job.request.sampling.logprobs is not None:
             self._logprobs.append(self._as_logprob(choice))
