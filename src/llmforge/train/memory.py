@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from accelerate import Accelerator
 
 from llmforge.config.schema import Recipe
 from llmforge.errors import RunError
 
 CPU_SIGNS = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
+
+
+def card_peaks(accelerator: Accelerator) -> dict[str, Any]:
+    """Names of the ranks' cards and their highest memory, allocated and reserved; {} on CPU. All ranks call it."""
+    if accelerator.device.type != "cuda":
+        return {}
+    device = accelerator.device
+    mine = [torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)]
+    peaks = accelerator.gather(torch.tensor([mine], device=device)).T.tolist()  # (2, ranks) bytes
+    name = torch.cuda.get_device_name(device)
+    return {"cards": [name] * len(peaks[0]), "peak_allocated_bytes": peaks[0], "peak_reserved_bytes": peaks[1]}
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -37,7 +37,7 @@ from llmforge.train.generation import ReplyScores
 from llmforge.train.heartbeat import heartbeat
 from llmforge.train.losses import Stage
 from llmforge.train.manifest import data_part, manifest
-from llmforge.train.memory import is_out_of_memory, out_of_memory
+from llmforge.train.memory import card_peaks, is_out_of_memory, out_of_memory
 from llmforge.train.meter import Meter
 from llmforge.train.plot import plot_loss
 from llmforge.train.preview import trainable_line
@@ -294,11 +294,13 @@ class _OneRun:
             report.phase("eval", "held-out rows")
             results |= trainer.evaluate()
         report.phase("save", str(folder.path))
+        peaks = card_peaks(trainer.accelerator)
         started = time.monotonic()
         save_result(trainer, loaded, folder, self.recipe.finetune)
         if report.main:
             if self.recipe.train.plot_loss and folder.log_path.exists() and (notice := plot_loss(folder)):
                 report.say(f"note: {notice}")
+            results |= peaks
             results |= {
                 "epoch": trainer.state.epoch, "steps": trainer.state.global_step,
                 "supervised_tokens": self.meter.total_supervised, "tokens": self.meter.total_tokens,
