@@ -14,7 +14,7 @@ HEAD = (
     "workload", "model", "method", "length", "rows", "trainer", "batching", "samples/s", "tokens/s", "superv./s",
     "computed/s", "MiB", "card GiB a/r", "step 1 s", "CPU s", "ready s", "loss", "runs",
 )  # fmt: skip
-NOTE = """samples/s, tokens/s (of the rows, without padding), supervised and computed ones: steps after the first, medians.
+NOTE = """samples/s, tokens/s (of the rows, no padding), supervised and computed ones: steps after the first, medians.
 MiB: highest resident memory of the largest process. card: allocated/reserved, a+b for two cards.
 step 1, CPU: from the command to the end of the first step. ready: from the command to its beginning."""
 

@@ -72,13 +72,13 @@ def classify(num_rows: int, length: int) -> list[dict[str, str]]:
 
 
 def fill(num_rows: int, length: int) -> list[dict[str, str]]:
-    """Rows longer than `length` tokens that share nothing, so that every row is cut to the length under test."""
+    """Rows longer than `length` tokens that share nothing, so that every row is cut to the length under test, in its answer."""
     draw = random.Random(SEED)
 
     def text(num_words: int) -> str:
         return " ".join(draw.choices(WORDS, k=num_words))
 
-    return [{"instruction": text(length), "input": "", "output": text(length // 4 + 1)} for _ in range(num_rows)]
+    return [{"instruction": text(length // 8 + 1), "input": "", "output": text(length)} for _ in range(num_rows)]
 
 
 WORKLOADS: dict[str, Callable[[int, int], list[dict[str, str]]]] = {"classify": classify, "fill": fill}
