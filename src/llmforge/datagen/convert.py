@@ -25,7 +25,7 @@ from llmforge.datagen.register import add_entries, file_name_in, registry_path
 from llmforge.datagen.review import Review
 from llmforge.datagen.row_files import Row, read_files, write_jsonl
 from llmforge.datagen.row_filter import RowFilter, cell
-from llmforge.datagen.shapes import TrainingRow, entry_of, read_schema, render
+from llmforge.datagen.shapes import TrainingRow, answer_schema, entry_of, render
 from llmforge.datagen.split_groups import read_split, split_groups
 from llmforge.datagen.work import Work
 from llmforge.errors import RecipeError
@@ -96,7 +96,7 @@ def convert(recipe: DatasetRecipe, files: Sequence[Path] = (), out: Path | None 
     parts = {name: list(range(len(made)))}
     if any(sizes.values()):
         groups = [_group(item, group_by or config.group) for item in made]
-        parts = {f"{name}_{part}": at for part, at in split_groups(groups, sizes, recipe.seed).items()}
+        parts = {f"{name}_{part}": at for part, at in split_groups(groups, sizes, recipe.seed, report.notes).items()}
     folder = out or _folder(recipe, bool(paths))
     written = {part: [made[i].shaped for i in positions] for part, positions in parts.items()}
     result = ConvertResult(
@@ -145,7 +145,7 @@ def _shape(recipe: DatasetRecipe, rows: list[tuple[RowRef, Row]], report: RowRep
         text = Prompt.of_text(config.text, frozenset(key for row in tables for key in row))
     mapping = None
     if text is None:
-        schema = read_schema(recipe.output_schema) if recipe.output_schema else None
+        schema = answer_schema(recipe.output_schema, recipe.row.get("output")) if recipe.output_schema else None
         if config.key_order == "schema" and schema is None:
             raise RecipeError("convert.key_order: schema needs output_schema")
         mapping = Mapping.read(config, tables, schema)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -86,22 +87,25 @@ def ordered(value: Any, order: str, schema: Mapping[str, Any] | None) -> Any:
     if order == "sorted":
         keys = sorted(keys)
     elif order == "schema":
-        keys = [key for key in properties if key in value] + sorted(key for key in keys if key not in properties)
+        keys = [key for key in properties if key in value] + [key for key in keys if key not in properties]
     return {key: ordered(value[key], order, properties.get(key)) for key in keys}
 
 
-def read_schema(path: str) -> dict[str, Any]:
-    """A JSON Schema file.
+def answer_schema(path: str, output: Any = None) -> dict[str, Any]:
+    """The schema of what is learned: that of the whole answer, or of the part that `row.output` names (`out.symbol`).
 
     Raises:
-        RecipeError: it cannot be read.
+        RecipeError: the file cannot be read.
     """
     try:
         with open(path, encoding="utf-8-sig") as file:
             schema = json.load(file)
     except (OSError, ValueError) as error:
         raise RecipeError(f"output_schema: {path} cannot be read ({error})") from None
-    return schema if isinstance(schema, dict) else {}
+    if isinstance(output, str) and re.fullmatch(r"out(\.\w+)+", output.strip()):
+        for key in output.strip().split(".")[1:]:
+            schema = schema.get("properties", {}).get(key, {}) if isinstance(schema, Mapping) else {}
+    return dict(schema) if isinstance(schema, Mapping) else {}
 
 
 def _alpaca(row: TrainingRow) -> dict[str, Any]:

@@ -34,18 +34,22 @@ def read_split(split: Mapping[str, Any]) -> tuple[dict[str, float], str | None]:
     return sizes, group_by
 
 
-def split_groups(groups: Sequence[str], sizes: Mapping[str, float], seed: int) -> dict[str, list[int]]:
+def split_groups(
+    groups: Sequence[str], sizes: Mapping[str, float], seed: int, notes: list[str]
+) -> dict[str, list[int]]:
     """Positions of the rows of train, dev and test, each in the rows' order.
 
     Which side a group falls on depends on its value and the seed alone, not on the order of the rows. A group that
-    would exceed a part's size is passed over, so a part may stay smaller than asked.
+    would exceed a part's size is passed over, so a part may stay smaller than asked; where no group fits, the smallest
+    one is taken, so that a part that was asked for is never empty.
 
     Args:
         groups: the group of each row.
         sizes: rows of "dev" and "test": a share below 1, or a number.
+        notes: told where a part has another size than asked.
 
     Raises:
-        RecipeError: nothing would be left to train on, or a part that was asked for would be empty.
+        RecipeError: nothing would be left to train on.
     """
     members: dict[str, list[int]] = {}
     for position, group in enumerate(groups):
@@ -63,13 +67,15 @@ def split_groups(groups: Sequence[str], sizes: Mapping[str, float], seed: int) -
             if group not in taken and len(chosen) + len(members[group]) <= wanted:
                 chosen += members[group]
                 taken.add(group)
+        if not chosen and (left := [group for group in order if group not in taken]):
+            smallest = min(left, key=lambda group: len(members[group]))
+            chosen += members[smallest]
+            taken.add(smallest)
+        if len(chosen) != wanted:
+            notes.append(f"{part}: {len(chosen)} rows instead of {wanted}, since groups of rows stay together")
         parts[part] = sorted(chosen)
-        if not chosen:
-            raise RecipeError(
-                f"convert.split: {part}: no group of rows fits into {wanted} of {len(groups)} rows; ask for more"
-            )
     parts["train"] = sorted(i for group, rows in members.items() if group not in taken for i in rows)
-    if groups and not parts["train"]:
+    if not parts["train"]:
         asked = ", ".join(f"{part} {sizes[part]:g}" for part in PARTS if sizes.get(part))
         raise RecipeError(f"convert.split: {asked} leave none of {len(groups)} rows to train on")
     return {part: parts[part] for part in ("train", "dev", "test") if part in parts}

@@ -53,7 +53,26 @@ def manifest(recipe: Recipe, folder: Path, tokenizer: Tokenizer, template: Templ
 def data_part(reports: list[RowReport], hashes: dict[str, str]) -> dict[str, Any]:
     """What the data adds: sha256 of its files, and rows in, out and rejected by reason."""
     rows = [{"name": r.name, "rows_in": r.rows_in, "rows_ok": r.rows_out, "rejected": r.reasons()} for r in reports]
-    return {"data_files": hashes, "rows": rows}
+    made = data_made_by(hashes)
+    return {"data_files": hashes, "rows": rows} | ({"data_made_by": made} if made else {})
+
+
+def data_made_by(hashes: dict[str, str]) -> dict[str, Any]:
+    """The manifests of data sets that `forge-cli data` made and whose files were trained on unchanged, by name.
+
+    They lie beside the files as _NAME.manifest.json; one that names other hashes is of an earlier version, no proof.
+    """
+    found = {}
+    for folder in sorted({Path(path).parent for path in hashes}):
+        for path in sorted(folder.glob(f"_*.{MANIFEST}")):
+            try:
+                made = json.loads(path.read_text(encoding="utf-8"))
+                digests = set(made["convert"]["files"].values())
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                continue
+            if digests & set(hashes.values()):
+                found[path.name.removeprefix("_").removesuffix(f".{MANIFEST}")] = made
+    return found
 
 
 def versions() -> dict[str, str]:
