@@ -56,13 +56,14 @@ def bare(options: argparse.Namespace) -> float:
     backend = tokenizer._backend_after("nothing")
     schema = pyarrow.schema([("ids", pyarrow.list_(pyarrow.int32()))])
     elapsed_s = 0.0
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder, open(f"{folder}/ids.arrow", "wb") as file:
-        with pyarrow.ipc.new_file(file, schema) as writer:
-            for texts in texts_of(options):
-                started = time.perf_counter()
-                ids = [row.ids for row in backend.encode_batch_fast(texts, add_special_tokens=False)]
-                writer.write_batch(pyarrow.record_batch([pyarrow.array(ids, schema.types[0])], schema))
-                elapsed_s += time.perf_counter() - started
+    path = Path(options.folder) / "ids.arrow"
+    with open(path, "wb") as file, pyarrow.ipc.new_file(file, schema) as writer:
+        for texts in texts_of(options):
+            started = time.perf_counter()
+            ids = [row.ids for row in backend.encode_batch_fast(texts, add_special_tokens=False)]
+            writer.write_batch(pyarrow.record_batch([pyarrow.array(ids, schema.types[0])], schema))
+            elapsed_s += time.perf_counter() - started
+    path.unlink()
     return elapsed_s
 
 

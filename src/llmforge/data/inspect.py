@@ -97,7 +97,7 @@ def inspect_set(reading: Reading) -> Findings:
     found.labels = find_labels(examples)
     found.shape = shape(examples)
     if reading.stage == "sft":
-        found.lookups = [{"row": examples[i].source.row, "words": new[:80]} for i, new in lookups(examples)]
+        found.lookups = [{"row": examples[i].source.row, "answer": text[:80]} for i, text in lookups(examples)]
     return found
 
 

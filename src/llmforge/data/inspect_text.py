@@ -39,7 +39,7 @@ def check_lines(found: Findings) -> list[str]:
         rows = [one["row"] for one in found.lookups]
         lines.append(
             f"  lookups: {len(found.lookups):,} answers ({share:.0%}) hold facts that their questions do not, such as "
-            f"{found.lookups[0]['words']!r} ({_rows(rows)}); such facts are for a table or a search, not for training"
+            f"{found.lookups[0]['answer']!r} ({_rows(rows)}); such facts are for a table or a search, not for training"
         )
     lines += _length_lines(found.lengths)
     kinds: dict[str, list[int]] = {}

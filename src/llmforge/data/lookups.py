@@ -7,6 +7,7 @@ rows (as labels and formulas are), and it is not a number that could have been c
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 
@@ -19,20 +20,33 @@ NEW = 0.5  # part of an answer's words that must be new
 
 
 def lookups(examples: Sequence[Example]) -> list[tuple[int, str]]:
-    """(position, words that cannot be inferred) of each such row."""
-    answers = [words(answer(example)) if example.text is None else [] for example in examples]
+    """(position, answer) of each such row."""
+    answers = [_pieces(answer(example)) if example.text is None else [] for example in examples]
     used = Counter(word for found in answers for word in set(found))
     flagged = []
     for position, (example, found) in enumerate(zip(examples, answers, strict=True)):
         if not found or len(found) > LONGEST or example.tools:
             continue
         given = "\n".join(m.content for m in example.messages if m is not example.messages[-1])
-        known = set(words(given))
+        known = set(_pieces(given))
         new = [word for word in found if word not in known and used[word] < REPEATED]
         if len(new) < NEW * len(found) or (_is_number(new) and _holds_numbers(known)):
             continue
-        flagged.append((position, ("" if DIVIDED.search("".join(new)) else " ").join(new)))
+        flagged.append((position, answer(example).strip()))
     return flagged
+
+
+def _pieces(text: str) -> list[str]:
+    """Words; of a script without spaces pairs of neighbours, since single characters are in everything."""
+    pieces: list[str] = []
+    for word, following in itertools.pairwise([*words(text), ""]):
+        if not DIVIDED.match(word):
+            pieces.append(word)
+        elif DIVIDED.match(following):
+            pieces.append(word + following)
+        elif not (pieces and DIVIDED.match(pieces[-1]) and pieces[-1].endswith(word)):
+            pieces.append(word)
+    return pieces
 
 
 def _is_number(found: list[str]) -> bool:
