@@ -45,6 +45,7 @@ def diversify(texts: Sequence[str], keep: float, max_clusters: int = 256, near: 
     order = sorted(range(len(texts)), key=lambda i: (compared(texts[i]), texts[i], i))
     copies = find_copies([texts[i] for i in order], near)
     dropped = {copy.row for copy in copies}
+    rows = vectors([texts[i] for i in order])
     rest = [i for position, i in enumerate(order) if position not in dropped]
     wanted = math.ceil(keep * len(texts))
     kept, clusters = rest, [(len(rest), len(rest))]
@@ -55,8 +56,8 @@ def diversify(texts: Sequence[str], keep: float, max_clusters: int = 256, near: 
         sorted(kept),
         [(order[copy.row], order[copy.of]) for copy in copies],
         clusters,
-        nearest_similarity(vectors([texts[i] for i in order])),
-        nearest_similarity(vectors([texts[i] for i in sorted(kept, key=lambda i: texts[i])])),
+        nearest_similarity(rows),
+        nearest_similarity(rows[np.isin(order, kept)]),
     )
 
 
