@@ -24,6 +24,7 @@ from llmforge.infer.command import main as chat
 from llmforge.infer.local.engine import LocalEngine
 from llmforge.serve.app import create_app
 from llmforge.serve.command import main as api
+from llmforge.serve.drain import DrainingServer
 
 GREEDY = ["do_sample=false", "max_new_tokens=24"]
 QUESTION = "打印机卡纸了"
@@ -51,13 +52,14 @@ def run_dir(tiny_model_dir, tmp_path_factory):
 class Server:
     """uvicorn in a thread, with the engine at hand."""
 
-    def __init__(self, run_dir):
+    def __init__(self, run_dir, drain_s=0.2):
         recipe = load_recipe([str(run_dir), *GREEDY, "served_model_name=tuned"], "api")
         self.engine = LocalEngine.from_recipe(recipe)
         from llmforge.infer.defaults import sampling_of
 
         app = create_app(self.engine, defaults=sampling_of(recipe.generate), max_body_bytes=1 << 20)
-        self.server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+        config = uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=5)
+        self.server = DrainingServer(config, self.engine, drain_s)
         self.thread = threading.Thread(target=self.server.run)
         self.thread.start()
         while not self.server.started:
@@ -244,3 +246,23 @@ def test_sigterm_lets_a_running_stream_end_and_exits_0(run_dir):
         process.kill()
         _, errors = process.communicate()
     assert "Traceback" not in errors
+
+
+def test_replies_that_outlast_the_drain_end_with_an_error_and_no_traceback(run_dir, caplog):
+    stopping = Server(run_dir)
+    long = {"max_tokens": 450, "n": 8, "extra_body": {"ignore_eos": True}}
+    with ThreadPoolExecutor(1) as pool:
+        stream = stopping.ask(stream=True, **long)
+        next(iter(stream))
+        plain = pool.submit(stopping.ask, **long)  # waits behind the stream
+        while not stopping.engine.stats().waiting:
+            time.sleep(0.005)
+        stopping.server.should_exit = True
+        with pytest.raises(openai.APIError, match="the engine was stopped"):
+            list(stream)
+        with pytest.raises(openai.InternalServerError, match="the engine was stopped") as refused:
+            plain.result(timeout=10)
+    assert refused.value.status_code == 503
+    stopping.thread.join(timeout=10)
+    assert not stopping.thread.is_alive()
+    assert "Traceback" not in caplog.text

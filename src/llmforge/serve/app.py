@@ -31,7 +31,7 @@ def create_app(
         api_key: clients must send it as a bearer token to every address under /v1.
         defaults: sampling for what a request leaves out; OpenAI's own when not given.
         deadline_s: seconds a request may take, waiting included.
-        drain_s: seconds that running requests get when the server stops.
+        drain_s: seconds after which a stream is cut when the server stops; longer than the engine takes to end it.
     """
 
     @asynccontextmanager

@@ -17,6 +17,7 @@ from llmforge.infer.defaults import sampling_of
 from llmforge.infer.protocol import Engine
 
 DRAIN_S = 30.0
+LAST_WORDS_S = 5.0  # for telling the clients whose replies did not end in DRAIN_S seconds
 BACKLOG = 2048
 
 
@@ -31,6 +32,7 @@ def serve(recipe: Recipe) -> None:
     import uvicorn
 
     from llmforge.serve.app import create_app
+    from llmforge.serve.drain import DrainingServer
 
     config = recipe.serve
     check_open(config)
@@ -41,13 +43,13 @@ def serve(recipe: Recipe) -> None:
         api_key=config.api_key,
         defaults=sampling_of(recipe.generate),
         deadline_s=config.deadline_s,
-        drain_s=DRAIN_S,
+        drain_s=DRAIN_S + LAST_WORDS_S,
     )
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app, log_level="warning", access_log=False, timeout_graceful_shutdown=int(DRAIN_S), backlog=BACKLOG
-        )
+    patience_s = int(DRAIN_S + LAST_WORDS_S)
+    settings = uvicorn.Config(
+        app, log_level="warning", access_log=False, timeout_graceful_shutdown=patience_s, backlog=BACKLOG
     )
+    server = DrainingServer(settings, engine, DRAIN_S)
     print(welcome(config, listener.getsockname()[1], engine), flush=True)
     with signals_end_quietly():
         server.run(sockets=[listener])

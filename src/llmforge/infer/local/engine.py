@@ -99,9 +99,8 @@ class LocalEngine:
             await asyncio.sleep(DRAIN_POLL_S)
         with self._changed:
             self._state = "stopped"
-            for ticket in self._waiting:
-                ticket.put(EngineUnavailable("the engine was stopped"))
             for ticket in (*self._waiting, *self._running):
+                ticket.put(EngineUnavailable("the engine was stopped"))  # before its last piece, so that it is the end
                 ticket.job.cancelled = True
             self._changed.notify_all()
         await asyncio.to_thread(self._thread.join)
