@@ -65,7 +65,7 @@ class _Made:
     shaped: dict[str, Any]
 
 
-def convert(recipe: DatasetRecipe, files: Sequence[Path] = (), out: Path | None = None) -> ConvertResult:
+def convert(recipe: DatasetRecipe, files: Sequence[Path] = ()) -> ConvertResult:
     """Convert a recipe's source: `files`, `convert.file`, or the accepted rows of its folder.
 
     Raises:
@@ -97,7 +97,7 @@ def convert(recipe: DatasetRecipe, files: Sequence[Path] = (), out: Path | None 
     if any(sizes.values()):
         groups = [_group(item, group_by or config.group) for item in made]
         parts = {f"{name}_{part}": at for part, at in split_groups(groups, sizes, recipe.seed, report.notes).items()}
-    folder = out or _folder(recipe, bool(paths))
+    folder = _folder(recipe, bool(paths))
     written = {part: [made[i].shaped for i in positions] for part, positions in parts.items()}
     result = ConvertResult(
         {part: folder / f"{part}.jsonl" for part in parts},
