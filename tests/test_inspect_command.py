@@ -41,10 +41,10 @@ def test_check_prints_one_object_for_each_data_set(folder, capsys, tiny_tokenize
 
 def test_check_says_the_same_in_words(folder, capsys):
     assert main(["data", "check", "train.jsonl"]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert "train: 12 of 12 rows are usable at stage sft" in out
     assert "labels: a 6 (50%), b 6 (50%)" in out
-    assert "lengths are not counted: name a model" in out
+    assert "tokens are not counted; name a model" in err
 
 
 def test_a_data_set_that_cannot_be_read_ends_with_2_after_the_others(folder, capsys):

@@ -17,7 +17,7 @@ import pytest
 from llmforge import cli
 
 REPO = Path(__file__).parents[1]
-DOCS = ("train", "data", "export", "serve", "recipes")
+DOCS = ("train", "data", "export", "serve", "recipes", "data_check", "data_build")
 PAGES = ("README.md", "README_zh.md", *(f"docs/{name}.md" for name in DOCS))
 QUICKSTART = "train recipes/classify_lora.yaml"
 TINY_RUN = "device=cpu plot_loss=false max_samples=4 max_steps=1 per_device_train_batch_size=2 max_new_tokens=2"
@@ -50,7 +50,7 @@ def place(tmp_path_factory, tiny_model_dir):
 
 def run(words: str, tiny_model_dir: Path) -> int:
     """Run what stands behind `forge-cli`, in this process; a training gets the tiny model and one step."""
-    given = shlex.split(words)
+    given = [word.replace("=MODEL", f"={tiny_model_dir}") for word in shlex.split(words)]
     if given[0] in ("train", "predict", "chat", "export", "api"):
         if any(word.startswith("recipes/") for word in given):
             given += [f"model_name_or_path={tiny_model_dir}", "template=chatml", f"cache_dir={tiny_model_dir}/cache"]

@@ -7,7 +7,6 @@ import time
 
 from llmforge.data.build import DataSets, build_data
 from llmforge.data.mix_table import table_lines
-from llmforge.errors import RecipeError
 from llmforge.inspect_command import ask, load_encoder
 
 
@@ -16,9 +15,7 @@ def build(words: list[str]) -> int:
     asked = ask("build", words)
     if asked is None:
         return 0
-    encoder = load_encoder(asked.recipe)
-    if encoder is None:
-        raise RecipeError("data build: model_name_or_path: missing; name a model or a folder with its tokenizer")
+    encoder = load_encoder(asked.recipe, "build")
     started = time.perf_counter()
     data = build_data(asked.recipe, encoder.tokenizer, encoder.template, keep_small=True)
     elapsed_s = time.perf_counter() - started

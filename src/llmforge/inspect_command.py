@@ -74,7 +74,7 @@ def check(words: list[str]) -> int:
     asked = ask("check", words)
     if asked is None:
         return FINE
-    encoder = load_encoder(asked.recipe)
+    encoder = encoder_if_here(asked.recipe)
     broken: list[dict[str, Any]] = []
     train = _inspect(asked.train, encoder, broken)
     evals = _inspect(asked.evals, encoder, broken)
@@ -87,8 +87,6 @@ def check(words: list[str]) -> int:
     else:
         for found in (*train, *evals):
             print("\n".join(check_lines(found)))
-        if encoder is None:
-            print("lengths are not counted: name a model with model_name_or_path=... and a template")
     for line in (*asked.left_out, *(one["error"] for one in broken)):
         print(f"not checked: {line}", file=sys.stderr)
     return WRONG if broken else FINE
@@ -100,7 +98,7 @@ def stats(words: list[str]) -> int:
     if asked is None:
         return FINE
     broken: list[dict[str, Any]] = []
-    for found in _inspect([*asked.train, *asked.evals], load_encoder(asked.recipe), broken):
+    for found in _inspect([*asked.train, *asked.evals], encoder_if_here(asked.recipe), broken):
         told = {"name": found.name, "rows": len(found.examples), **found.shape, "labels": found.labels}
         told["lengths"] = found.lengths
         print(json.dumps(told, ensure_ascii=False) if asked.flags.json else "\n".join(stats_lines(found)))
@@ -119,9 +117,7 @@ def show(words: list[str]) -> int:
     asked = ask("show", words, flags)
     if asked is None:
         return FINE
-    encoder = load_encoder(asked.recipe)
-    if encoder is None:
-        raise RecipeError("data show: model_name_or_path: missing; name a model or a folder with its tokenizer")
+    encoder = load_encoder(asked.recipe, "show")
     for reading in (*asked.train, *asked.evals):
         for example in _chosen(reading, asked.flags.row, asked.flags.rows):
             _show(example, encoder, asked.flags.json)
@@ -214,15 +210,25 @@ def _registered(recipe: Recipe, left_out: list[str]) -> list[Reading]:
     return found
 
 
-def load_encoder(recipe: Recipe) -> Encoder | None:
-    """Tokenizer, template and options of the recipe; None when it names no model.
+def encoder_if_here(recipe: Recipe) -> Encoder | None:
+    """`load_encoder`, or None and a remark where the recipe names no model, or one that is not fetched yet."""
+    name = recipe.model.model_name_or_path
+    if name and local_folder(recipe.model):
+        return load_encoder(recipe, "check")
+    why = f"{name} is not fetched yet: forge-cli models get {name}" if name else "name a model: model_name_or_path=..."
+    print(f"tokens are not counted; {why}", file=sys.stderr)
+    return None
+
+
+def load_encoder(recipe: Recipe, command: str) -> Encoder:
+    """Tokenizer, template and options of the recipe.
 
     Raises:
-        RecipeError: the model is not here yet, or the template does not fit it.
+        RecipeError: no model is named, it is not here yet, or the template does not fit it.
     """
     name = recipe.model.model_name_or_path
     if not name:
-        return None
+        raise RecipeError(f"data {command}: model_name_or_path: missing; name a model or a folder with its tokenizer")
     folder = local_folder(recipe.model)
     if folder is None:
         raise RecipeError(f"model_name_or_path: {name} is not fetched yet: forge-cli models get {name}")
