@@ -10,7 +10,7 @@ import pytest
 from llmforge.datagen.convert import ConvertResult, convert
 from llmforge.datagen.convert_command import convert_main
 from llmforge.datagen.recipe import load_dataset_recipe
-from llmforge.errors import RecipeError
+from llmforge.errors import RecipeError, RunError
 
 REPO = Path(__file__).parents[2]
 SHARED = REPO / "../shared/data"
@@ -247,6 +247,24 @@ def test_a_spreadsheet_and_parquet_convert_like_the_table_they_hold():
     for name in ("six.xlsx", "six.parquet"):
         converted(Path(name), "convert.from=auto", "convert.encoding=auto")
         assert Path("out/six.jsonl").read_text(encoding="utf-8") == GOLDEN
+
+
+def test_a_folder_of_shards_and_a_table_under_another_ending_convert():
+    Path("shards").mkdir()
+    for name, part in (("a.csv", SIX_ROWS[:4]), ("b.csv", [SIX_ROWS[0], *SIX_ROWS[4:]])):
+        Path("shards", name).write_text(as_csv(part), encoding="utf-8")
+    result = convert(load_dataset_recipe(["rules.yaml", "name=six", "convert.out=out"], "convert"), [Path("shards")])
+    assert sorted(map(str, result.sources)) == ["shards/a.csv", "shards/b.csv"]
+    assert Path("out/six.jsonl").read_text(encoding="utf-8") == GOLDEN
+    Path("dump.db").write_text(as_csv(SIX_ROWS), encoding="utf-8")
+    assert converted(Path("dump.db")).report.rows_out == 3
+
+
+def test_a_file_that_cannot_be_written_is_one_message(monkeypatch):
+    Path("six.csv").write_text(as_csv(SIX_ROWS), encoding="utf-8")
+    Path("out").write_text("a file where the folder should be")
+    with pytest.raises(RunError, match=r"out/six\.jsonl cannot be written: "):
+        converted(Path("six.csv"))
 
 
 def test_the_command_reads_flags_and_prints_json(capsys):

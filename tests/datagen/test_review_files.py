@@ -51,7 +51,7 @@ def test_no_cell_of_the_table_is_a_formula(review):
 def test_an_untouched_table_changes_nothing(review, name):
     export_review(review, Path(name))
     assert import_review(review, Path(name), "li") == {
-        "rows": 3, "unchanged": 3, "decided": 0, "edited": 0, "outdated": 0,
+        "rows": 3, "unchanged": 3, "decided": 0, "edited": 0, "outdated": 0, "edits_not_taken": 0,
     }  # fmt: skip
     assert not (review.folder / "patches.jsonl").read_text()
 
@@ -63,7 +63,8 @@ def test_states_and_edits_come_back(review):
     rows[1] |= {"state": "rejected", "note": "wrong number", "/input": "ignored, since the row goes"}
     rows[2] |= {"state": "accepted", "/instruction": "''quoted' and more"}
     write_csv("back.csv", rows)
-    assert import_review(review, Path("back.csv"), "li")["edited"] == 2
+    counts = import_review(review, Path("back.csv"), "li")
+    assert (counts["edited"], counts["decided"], counts["edits_not_taken"]) == (2, 1, 1)
     items = {item.id: item for item in review.items()}
     assert items["a"].reviewed.row["output"] == {"x": [1, 3]}
     assert items["a"].reviewed.row["input"] == "第一行\n第二行"
@@ -129,5 +130,5 @@ def test_the_command_exports_imports_and_tells_how_it_stands(review, capsys, mon
     assert main(["rows.jsonl", "--import", "r.jsonl", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["imported"]["decided"] == told["states"]["accepted"] == 1
-    assert main(["rows.jsonl", "--status", "true"]) == 0
+    assert main(["rows.jsonl", "--status"]) == 0
     assert "3 rows, 3 in the sample: 2 pending, 1 accepted" in capsys.readouterr().out

@@ -95,4 +95,4 @@ def test_the_command_needs_to_know_who_decides(tmp_path, monkeypatch):
 def test_nothing_to_review_is_said(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RecipeError, match="holds no accepted rows"):
-        main(["name=x", "--status", "true"])
+        main(["name=x", "--status"])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmforge.data.example import RowRef, RowReport
+from llmforge.data.files import data_files
 from llmforge.data.formats.row import Rejected
 from llmforge.datagen.card import card
 from llmforge.datagen.expression import ExpressionError
@@ -104,7 +105,7 @@ def convert(recipe: DatasetRecipe, files: Sequence[Path] = ()) -> ConvertResult:
         {part: len(positions) for part, positions in parts.items()},
         report,
         registry_path(recipe.register) if recipe.register else None,
-        {str(path): sha256_file(path) for path in paths if path.is_file()},
+        {str(file): sha256_file(file) for path in paths for file in (data_files(path) if path.is_dir() else [path])},
     )
     _write(recipe, result, written, shape, name, folder)
     return result

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from filelock import FileLock
 
 from llmforge.datagen.pointer import value_at, with_value
-from llmforge.errors import RecipeError, nearest
+from llmforge.errors import RecipeError, RunError, nearest
 from llmforge.metrics.json_text import canonical_json
 
 PATCHES = "patches.jsonl"
@@ -80,9 +80,9 @@ def append_patches(folder: Path, patches: Sequence[Patch]) -> None:
             file.write(lines)
             file.flush()
             os.fsync(file.fileno())
-        except OSError:
+        except OSError as error:
             file.truncate(size)
-            raise
+            raise RunError(f"{path} cannot be written: {error.strerror}; the decision is not kept") from None
 
 
 def read_patches(folder: Path) -> list[Patch]:

@@ -15,12 +15,12 @@ from llmforge.datagen.step_words import read_step
 USAGE = """\
 forge-cli data review RECIPE|FILE   accept, edit or reject rows, one key each; decisions are kept in patches.jsonl
 
-  --status true      counts, error rate with its 95 % interval, agreement of reviewers; with --json for scripts
+  --status           counts, error rate with its 95 % interval, agreement of reviewers; with --json for scripts
   --export PATH      all rows as .csv or .jsonl, for a spreadsheet or another tool
   --import PATH      take over what was changed there
   --author NAME      who decides (default: the environment variable that calibrate.reviewer_env names)
   --sample 0.1       review a random part;  --fields input,output  what is shown and edited
-  $ forge-cli data review recipes/data/report_line.yaml --status true"""
+  $ forge-cli data review recipes/data/report_line.yaml --status"""
 SHOWN = 5
 
 
@@ -29,7 +29,7 @@ def main(words: list[str]) -> int:
     if "--help" in words or "-h" in words or not words:
         print(USAGE)
         return 0
-    step = read_step(words, "calibrate", USAGE, actions=("status", "export", "import", "author"))
+    step = read_step(words, "calibrate", USAGE, actions=("export", "import", "author"), switches=("status",))
     review = Review.open(step.recipe, step.files)
     done: dict[str, object] = {}
     if path := step.actions.get("export"):

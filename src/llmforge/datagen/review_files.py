@@ -48,8 +48,8 @@ def export_review(review: Review, path: Path) -> int:
 def import_review(review: Review, path: Path, author: str) -> dict[str, int]:
     """Take over what was changed in an exported table: other values are edits, another state is a decision.
 
-    A row whose base hash is no longer that of the row here is left out and counted as "outdated". Nothing is taken over
-    when anything in the table is wrong.
+    A row whose base hash is no longer that of the row here is left out and counted as "outdated"; edits of a row that
+    is rejected or skipped are "edits_not_taken". Nothing is taken over when anything in the table is wrong.
 
     Raises:
         RecipeError: a missing column, an unknown id or state, a cell that is no JSON where the field is no text.
@@ -57,7 +57,7 @@ def import_review(review: Review, path: Path, author: str) -> dict[str, int]:
     _check_kind(path)
     items = {item.id: item for item in review.items()}
     patches: list[Patch] = []
-    counts = {"rows": 0, "unchanged": 0, "decided": 0, "edited": 0, "outdated": 0}
+    counts = {"rows": 0, "unchanged": 0, "decided": 0, "edited": 0, "outdated": 0, "edits_not_taken": 0}
     for number, row in read_rows(path, remark=lambda text: None):
         where = f"{path}: row {number}"
         if not isinstance(row, dict) or "id" not in row or "state" not in row:
@@ -72,7 +72,8 @@ def import_review(review: Review, path: Path, author: str) -> dict[str, int]:
         if row.get("base") and row["base"] != base_hash(item.made):
             counts["outdated"] += 1
             continue
-        patch = _patch(review, item, row, author, where)
+        patch, edits_lost = _patch(review, item, row, author, where)
+        counts["edits_not_taken"] += edits_lost
         if patch is None:
             counts["unchanged"] += 1
             continue
@@ -92,8 +93,8 @@ def unguarded(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and cell[1:].startswith(FORMULA) else cell
 
 
-def _patch(review: Review, item: Item, row: dict[str, Any], author: str, where: str) -> Patch | None:
-    """The decision a line of the table holds; None when it says what is known already."""
+def _patch(review: Review, item: Item, row: dict[str, Any], author: str, where: str) -> tuple[Patch | None, bool]:
+    """The decision a line of the table holds, None when it says what is known already; and whether edits were lost."""
     new: dict[str, Any] = {}
     for place in review.fields:
         old = value_at(item.reviewed.row, place)
@@ -111,14 +112,15 @@ def _patch(review: Review, item: Item, row: dict[str, Any], author: str, where: 
             new[place] = value
     state: State = row["state"] or "pending"
     note = row.get("note") or ""
-    if new and state not in ("rejected", "skipped"):
-        state = "edited"
-    elif new:
+    lost = bool(new) and state in ("rejected", "skipped")
+    if lost:
         new = {}  # a row that is thrown away needs no edits
+    elif new:
+        state = "edited"
     if not new and state == item.state and note == item.reviewed.note:
-        return None
+        return None, lost
     try:
-        return review.decision(item, state, author, new, note)
+        return review.decision(item, state, author, new, note), lost
     except RecipeError as error:
         raise RecipeError(f"{where}: {error}") from None
 

@@ -11,7 +11,7 @@ from typing import Any
 from llmforge.data.charset import detect
 from llmforge.data.example import RowRef, RowReport
 from llmforge.data.files import KINDS, data_files, kind_of, read_rows
-from llmforge.errors import RecipeError
+from llmforge.errors import RecipeError, RunError
 from llmforge.runs import atomic_write
 
 Row = dict[str, Any]
@@ -29,7 +29,7 @@ def read_files(
     """
     if not paths:
         raise RecipeError("no data file is named")
-    for path in (file for each in paths for file in (data_files(each) if kind == "auto" else [each])):
+    for path in (file for each in paths for file in (data_files(each) if kind == "auto" or each.is_dir() else [each])):
         fix = partial(report.fix, RowRef(str(path), 0))
         own = kind_of(path) if kind == "auto" else kind
         if encoding != "auto" and own in TEXT_KINDS:
@@ -52,11 +52,13 @@ def _compare_encoding(path: Path, said: str, report: RowReport) -> None:
 
 def write_jsonl(path: Path, rows: Iterable[Any], *, ensure_ascii: bool = False) -> None:
     """One JSON value a line, ending in \\n whatever the system; the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, "".join(json.dumps(row, ensure_ascii=ensure_ascii) + "\n" for row in rows))
     except UnicodeEncodeError as error:
         raise RecipeError(f"{path}: a row holds half a character ({error.reason}); correct the source") from None
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror}; what was there before is unchanged") from None
 
 
 def told(report: RowReport) -> str:

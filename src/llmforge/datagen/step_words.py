@@ -28,7 +28,9 @@ class StepWords:
     actions: dict[str, str]
 
 
-def read_step(words: Sequence[str], group: str, usage: str, actions: Sequence[str] = ()) -> StepWords:
+def read_step(
+    words: Sequence[str], group: str, usage: str, actions: Sequence[str] = (), switches: Sequence[str] = ()
+) -> StepWords:
     """Read the words behind `data <step>`.
 
     Args:
@@ -36,6 +38,7 @@ def read_step(words: Sequence[str], group: str, usage: str, actions: Sequence[st
         group: the group of the recipe that holds the step's keys.
         usage: told with a word that fits nowhere.
         actions: further options with a value that are no keys of the recipe.
+        switches: further options that stand alone.
 
     Raises:
         RecipeError: everything that is wrong with the words and the recipe.
@@ -62,13 +65,13 @@ def read_step(words: Sequence[str], group: str, usage: str, actions: Sequence[st
                 raise RecipeError(f"{word!r} is neither a recipe (.yaml) nor a data file\n{usage}")
         else:
             if not has_value:
-                if key in flags and (not rest or rest[0] not in ("true", "false")):
+                if key in switches or (key in flags and (not rest or rest[0] not in ("true", "false"))):
                     value = "true"
                 elif not rest or rest[0].startswith("--"):
                     raise RecipeError(f"{word} needs a value: {word} VALUE\n{usage}")
                 else:
                     value = rest.pop(0)
-            if key in actions:
+            if key in actions or key in switches:
                 said[key] = value
             else:
                 handed_on.append(f"{group}.{key}={value}" if key in own else f"{key}={value}")
