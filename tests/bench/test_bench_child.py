@@ -53,7 +53,7 @@ def test_cpu_time_at_a_step_counts_what_was_used_until_then(watch):
 def test_a_command_without_a_log_is_read_by_the_losses_it_prints(watch):
     seen = watch("for x in (2.5, 'nan'): print({'loss': x, 'epoch': 1.0})\n", num_steps=2)
     assert seen.outcome == "ok"
-    assert [entry["loss"] for entry in seen.log][0] == 2.5
+    assert seen.log[0]["loss"] == 2.5
     assert len(seen.steps) == 2
 
 

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ OUT_OF_MEMORY = (
     "annot allocate memory", "not enough memory",
 )  # fmt: skip
 LAST_LINES = 12
+MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class _Watch:
             if pid:
                 self.running, self.code = False, os.waitstatus_to_exitcode(status)
                 self.process.returncode = self.code
-                self.seen.peak_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+                self.seen.peak_bytes = usage.ru_maxrss * MAXRSS_UNIT
                 self.seen.end = Mark(time.perf_counter() - self.started, usage.ru_utime + usage.ru_stime)
             self._read_log()
             if limit_bytes and self.running and time.perf_counter() > look_at:
@@ -164,7 +166,9 @@ class _Watch:
             seen.log = [{"loss": loss} for _, loss in self.printed]
         said = self.output_path.read_text(encoding="utf-8")
         tail = "\n".join(said.splitlines()[-LAST_LINES:])
-        if self.over_limit or (limit_bytes and seen.peak_bytes > limit_bytes):
+        # The kernel counts this process's own peak as the child's until the child has loaded its program.
+        floor = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_UNIT
+        if self.over_limit or (limit_bytes and seen.peak_bytes > max(limit_bytes, floor)):
             seen.outcome, seen.error = "oom", f"went over the limit of {(limit_bytes or 0) / 1e9:.2f} GB"
         elif self.code in (-signal.SIGKILL, 128 + signal.SIGKILL):
             seen.outcome, seen.error = "oom", "killed, as the kernel does when the machine's memory is full"

@@ -34,7 +34,7 @@ from llmforge.bench.inversions import find_inversions
 from llmforge.bench.table import as_json, comparisons, text_table, told
 from llmforge.bench.workload import WORKLOADS, DataFolder, write_data
 from llmforge.config.load import load_recipe
-from llmforge.errors import RecipeError, nearest
+from llmforge.errors import RecipeError, RunError, nearest
 from llmforge.runs import atomic_write
 
 BATCHINGS = ("padded", "packed", "tree", "auto")
@@ -210,10 +210,15 @@ class _TrainBench:
         data = self.data[cell.length]
         if cell.side == FORGE:
             return forge_command(cell, self.given.words, data, output, self.num_steps)
-        model = str(self.recipe.model.model_name_or_path)
-        folder = str(Path(model).absolute()) if Path(model).is_dir() else model
+        from llmforge.model.sources import local_folder
+
+        model = local_folder(self.recipe.model)  # fetched by our own run, which comes first
+        if model is None:
+            raise RunError(
+                f"--vs: {self.recipe.model.model_name_or_path} is not on this machine, so {{model}} is unknown"
+            )
         template = str(self.recipe.data.template)
-        values = peer_values(cell, data, output, self.num_steps, folder, template)
+        values = peer_values(cell, data, output, self.num_steps, str(model.absolute()), template)
         if self.given.vs_config:
             config = place / Path(self.given.vs_config).name
             values["config"] = str(config)

@@ -72,7 +72,7 @@ def classify(num_rows: int, length: int) -> list[dict[str, str]]:
 
 
 def fill(num_rows: int, length: int) -> list[dict[str, str]]:
-    """Rows longer than `length` tokens that share nothing, so that every row is cut to the length under test, in its answer."""
+    """Rows longer than `length` tokens that share nothing, so that every answer is cut at the length under test."""
     draw = random.Random(SEED)
 
     def text(num_words: int) -> str:
