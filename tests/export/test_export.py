@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import peft
@@ -195,3 +198,16 @@ def test_the_command_says_where_the_result_is_and_what_to_try(tiny_model_dir, ad
     out = capsys.readouterr().out
     assert f"written: {path / 'export'}" in out
     assert f"forge-cli chat model_name_or_path={path / 'export'}" in out
+
+
+def test_an_export_prints_its_numbers_and_nothing_from_libraries(tiny_model_dir, adapter):
+    words = [f"model_name_or_path={tiny_model_dir}", "template=chatml", f"adapter_name_or_path={adapter()}"]
+    environment = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
+    done = subprocess.run(
+        [sys.executable, "-m", "llmforge.cli", "export", *words], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    said = [line.split()[0] for line in done.stdout.splitlines()]
+    assert said == ["prompt", "logits,", "greedy", "written:", "next:", "forge-cli", "forge-cli"]
+    noted = [line.split()[0] for line in done.stderr.splitlines() if not line.startswith("note: ")]
+    assert noted == ["reading", "letting", "writing"]

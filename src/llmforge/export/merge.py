@@ -23,7 +23,7 @@ from llmforge.export import verify
 from llmforge.export.chat_files import write_chat_files
 from llmforge.model.adapter_files import check_adapter
 from llmforge.model.adapters import attach_adapters, refuse_unmergeable
-from llmforge.model.device import DTYPES, pick_device
+from llmforge.model.device import DTYPES, pick_device, tell_deepspeed
 from llmforge.model.hub import adapter_folder
 from llmforge.model.loading import load_base, load_text
 from llmforge.model.pissa import changes_base
@@ -74,6 +74,7 @@ def export(recipe: Recipe) -> Path:
         say(f"writing {target} in {SHORT[dtype]}")
         model.config.name_or_path = recipe.model.model_name_or_path
         model.generation_config = type(model.generation_config)()
+        tell_deepspeed()
         model.save_pretrained(temporary, max_shard_size=f"{recipe.export.export_size}GB")
         del model
         gc.collect()

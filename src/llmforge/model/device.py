@@ -37,6 +37,12 @@ def pick_device(config: ModelConfig) -> torch.device:
     return torch.device("cpu")
 
 
+def tell_deepspeed() -> None:
+    """For callers of `save_pretrained`, which imports DeepSpeed; that writes to stdout when it has to guess."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
 def mixed_precision(recipe: Recipe, device: torch.device) -> torch.dtype:
     """The precision training computes in: keys bf16 and fp16, else bf16 where the card has it, else fp16; CPU: fp32."""
     if device.type == "cpu":

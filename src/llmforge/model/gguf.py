@@ -12,6 +12,7 @@ from typing import Any
 
 from llmforge.errors import RecipeError, require
 from llmforge.model.cache import Say
+from llmforge.model.device import tell_deepspeed
 
 FLOAT32_LIMIT_BYTES = 4 * 2**30
 SENTINEL = "Reply-7Q"  # a reply that no chat template changes
@@ -59,6 +60,7 @@ def convert(path: Path, folder: Path, say: Say) -> None:
     if sum(p.numel() for p in model.parameters()) * 4 > FLOAT32_LIMIT_BYTES:
         model = model.to(torch.bfloat16)
     model.config.name_or_path = path.stem
+    tell_deepspeed()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     for line in _set_pre_tokenizer(path, folder / "tokenizer.json"):
