@@ -17,7 +17,8 @@ Sleep = Callable[[float], Awaitable[None]]
 WINDOW_S = 1.0  # over which the accepted rate is measured at a refusal
 START = 2  # requests under way at first to a server; one more for each that is answered
 MARGIN = 0.97  # of the measured rate
-BACK_OFF, HARD_BACK_OFF = 0.97, 0.7  # after a refusal, and after one soon after another
+BACK_OFF, HARD_BACK_OFF = 0.95, 0.85  # after a refusal, and after one soon after another
+CREDIT = 0.1  # of an interval that a late request gives to the next one; more would put one too many into a second
 SOON_S = 3.0
 GROWTH = 0.03  # after one time scale; 0.24 after two, 0.81 after three
 UNSURE_S, SURE_S, SUREST_S = 3.0, 20.0, 160.0  # time scales: of a guess, of a measured rate, of one often confirmed
@@ -44,6 +45,7 @@ class Pacer:
         self._running = 0
         self._next_at = self._blocked_until = 0.0
         self._refused_at = float("-inf")
+        self._first_refused_at: float | None = None
         self._taken: deque[float] = deque()  # when accepted requests were sent
         self._changed = asyncio.Condition()
 
@@ -75,6 +77,8 @@ class Pacer:
         while self._taken[0] < sent_at - 10 * WINDOW_S:
             self._taken.popleft()
         self._width = min(self.parallel, self._width + 1)
+        if self._first_refused_at is not None and sent_at <= self._first_refused_at:
+            self._measure(0.0)  # it was under way at the first refusal, and counts too
         await self._leave()
 
     async def failed(self) -> None:
@@ -86,20 +90,26 @@ class Pacer:
         self.num_refused += 1
         now = self._now()
         if sent_at > self._refused_at:  # one that was under way at the last refusal tells nothing new
-            measured = sum(at > sent_at - WINDOW_S for at in self._taken) / WINDOW_S
             rate = self.rate
             if self._base is None or rate is None:
-                self._base = max(measured, 1 / max(retry_after_s, WINDOW_S)) * MARGIN
-                self._scale_s = SURE_S if measured >= ENOUGH else UNSURE_S
+                self._first_refused_at = sent_at
+                self._measure(1 / max(retry_after_s, WINDOW_S))
             else:
+                self._first_refused_at = None
                 soon = now - max(self._refused_at, self._blocked_until) < SOON_S
-                known = sum(at > self._refused_at for at in self._taken) >= ENOUGH
-                confirmed = min(self._scale_s * 2, SUREST_S) if rate < NEAR * self._base else SURE_S
-                self._scale_s = confirmed if known else UNSURE_S
+                if not soon:
+                    self._scale_s = min(max(self._scale_s * 2, SURE_S), SUREST_S) if rate < NEAR * self._base else SURE_S
                 self._base = rate * (HARD_BACK_OFF if soon else BACK_OFF)
         self._refused_at = now
         self._blocked_until = max(self._blocked_until, now + retry_after_s)
         await self._leave()
+
+    def _measure(self, at_least: float) -> None:
+        """Take the rate that the server took in the last second before the first refusal."""
+        assert self._first_refused_at is not None
+        num_taken = sum(self._first_refused_at - WINDOW_S < at <= self._first_refused_at for at in self._taken)
+        self._base = max(num_taken / WINDOW_S * MARGIN, at_least * MARGIN, self._base or 0.0)
+        self._scale_s = SURE_S if num_taken >= ENOUGH else UNSURE_S
 
     def _wait_s(self) -> float:
         """Seconds until the next request may leave; 0 books its place."""
@@ -112,7 +122,7 @@ class Pacer:
         if now < self._next_at:
             return self._next_at - now
         # A late request may be followed a little sooner, so that a slow machine keeps the rate.
-        self._next_at = max(self._next_at, now - 0.25 / rate) + 1 / rate
+        self._next_at = max(self._next_at, now - CREDIT / rate, self._blocked_until) + 1 / rate
         return 0.0
 
     async def _leave(self) -> None:
