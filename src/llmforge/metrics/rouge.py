@@ -9,7 +9,7 @@ this module therefore too:
 - An empty prediction or label scores 0. Each row is rounded to 4 digits before the mean is taken.
 Its test compares with the package over 1,000 pairs.
 
-Source: Lin 2004, "ROUGE: a package for automatic evaluation of summaries"; pypi.org/project/rouge-chinese 1.0.3;
+Source: Lin 2004, "ROUGE: a package for automatic evaluation of summaries"; the package rouge-chinese 1.0.3;
 github.com/hiyouga/LLaMA-Factory, src/llamafactory/train/sft/metric.py, ComputeSimilarity.
 """
 
