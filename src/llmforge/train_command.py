@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from llmforge.check import refuse_names
 from llmforge.config.load import load_recipe
 from llmforge.errors import RecipeError
 
@@ -18,6 +19,7 @@ def main(words: Sequence[str]) -> int:
 
         return predict_only(words)
     if int(os.environ.get("RANK", "0")) == 0:
+        refuse_names(recipe)
         for note in recipe.notes:
             print(f"note: {note}", file=sys.stderr)
         what = f"{recipe.finetune.stage}, {recipe.finetune.finetuning_type}, {recipe.model.model_name_or_path}"

@@ -140,3 +140,13 @@ def test_a_refused_key_is_named_with_its_reason(name):
     with pytest.raises(RecipeError) as error:
         load_recipe([f"{name}=true"], "show")
     assert str(error.value) == f"the recipe cannot run:\n  command line: {name}: {aliases.REFUSED[name]}"
+
+
+def test_every_optimizer_and_tracker_of_the_installed_transformers_is_known():
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+    from transformers.training_args import OptimizerNames
+
+    from llmforge.config.names import OPTIMIZERS, TRACKERS
+
+    assert {name.value for name in OptimizerNames} <= set(OPTIMIZERS)
+    assert set(INTEGRATION_TO_CALLBACK) <= set(TRACKERS)

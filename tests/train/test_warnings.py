@@ -132,3 +132,5 @@ def test_ranks_are_as_asked_or_one_per_card(words):
     assert num_ranks(load_recipe([*words(), "launch.nproc=3"], "train")) == 3
     with pytest.raises(RecipeError, match="nproc"):
         num_ranks(load_recipe([*words(), "launch.nproc=many"], "train"))
+    with pytest.raises(RecipeError, match="99 ranks on .* CPU cores; at most"):
+        num_ranks(load_recipe([*words(), "launch.nproc=99"], "train"))

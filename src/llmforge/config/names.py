@@ -78,3 +78,79 @@ LR_SCHEDULERS = Registry(
         )
     },
 )
+
+# The names of transformers' OptimizerNames, which cannot be asked without importing torch; a test compares the two.
+OPTIMIZERS = Registry(
+    "optim",
+    {
+        name: name
+        for name in (
+            "adamw_torch",
+            "adamw_torch_fused",
+            "adamw_torch_xla",
+            "adamw_torch_npu_fused",
+            "adamw_torch_4bit",
+            "adamw_torch_8bit",
+            "adamw_anyprecision",
+            "adamw_bnb_8bit",
+            "adamw_8bit",
+            "adafactor",
+            "adagrad",
+            "ademamix",
+            "ademamix_8bit",
+            "sgd",
+            "lion_8bit",
+            "lion_32bit",
+            "paged_adamw_32bit",
+            "paged_adamw_8bit",
+            "paged_ademamix_32bit",
+            "paged_ademamix_8bit",
+            "paged_lion_32bit",
+            "paged_lion_8bit",
+            "rmsprop",
+            "rmsprop_bnb",
+            "rmsprop_bnb_8bit",
+            "rmsprop_bnb_32bit",
+            "galore_adamw",
+            "galore_adamw_8bit",
+            "galore_adafactor",
+            "galore_adamw_layerwise",
+            "galore_adamw_8bit_layerwise",
+            "galore_adafactor_layerwise",
+            "lomo",
+            "adalomo",
+            "grokadamw",
+            "schedule_free_radam",
+            "schedule_free_adamw",
+            "schedule_free_sgd",
+            "apollo_adamw",
+            "apollo_adamw_layerwise",
+            "stable_adamw",
+        )
+    },
+)
+
+# The names of transformers' reporting integrations, by the same test.
+TRACKERS = Registry(
+    "report_to",
+    {
+        name: name
+        for name in (
+            "none",
+            "azure_ml",
+            "clearml",
+            "codecarbon",
+            "comet_ml",
+            "dagshub",
+            "dvclive",
+            "flyte",
+            "kubeflow",
+            "mlflow",
+            "neptune",
+            "swanlab",
+            "tensorboard",
+            "trackio",
+            "wandb",
+        )
+    },
+)

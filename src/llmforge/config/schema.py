@@ -126,7 +126,7 @@ class FinetuneConfig:
 
     stage: str = option("sft", "Training stage.", choices="STAGES")
     finetuning_type: str = option("lora", "Which weights learn.", choices="FINETUNING_TYPES")
-    lora_rank: int = option(8, "Rank of the low-rank update.", at_least=1)
+    lora_rank: int = option(8, "Rank of the low-rank update.", at_least=1, at_most=65536)
     lora_alpha: float | None = option(None, "Scale of the update; default 2 x lora_rank.", above=0)
     lora_dropout: float = option(0.0, "Dropout before the update.", at_least=0, below=1)
     lora_target: list[str] = option(["all"], "Linear layers to adapt: names, all, or qkv.")
@@ -168,11 +168,11 @@ class TrainConfig:
     gradient_accumulation_steps: int = option(1, "Forward passes per optimizer step.", at_least=1)
     learning_rate: float = option(5e-5, "Peak learning rate, reached after warm-up.", above=0)
     num_train_epochs: float = option(3.0, "Passes over the rows; fractions allowed.", above=0)
-    max_steps: int = option(-1, "Optimizer steps; above 0 it overrides num_train_epochs.")
+    max_steps: int = option(-1, "Optimizer steps; above 0 it overrides num_train_epochs.", at_most=10**9)
     lr_scheduler_type: str = option("linear", "Course of the learning rate after warm-up.", choices="LR_SCHEDULERS")
     lr_scheduler_kwargs: dict = option({}, "Arguments of that scheduler.")
     warmup_steps: float = option(0.0, "Steps of warm-up; below 1 it is a share of all steps.", at_least=0)
-    optim: str = option("adamw_torch", "Optimizer, by its transformers name.")
+    optim: str = option("adamw_torch", "Optimizer, by its transformers name.", choices="OPTIMIZERS")
     weight_decay: float = option(0.0, "AdamW weight decay.", at_least=0)
     adam_beta1: float = option(0.9, "AdamW beta 1.", at_least=0, below=1)
     adam_beta2: float = option(0.999, "AdamW beta 2.", at_least=0, below=1)
@@ -198,8 +198,8 @@ class TrainConfig:
     label_smoothing_factor: float = option(0.0, "Label smoothing.", at_least=0, below=1)
     disable_shuffling: bool = option(False, "Rows in the order of their files, the same in every epoch.")
     group_by_length: bool = option(False, "Draw batches of rows of similar length.")
-    seed: int = option(42, "Seed of everything random.", at_least=0)
-    data_seed: int | None = option(None, "Seed of the row order; default: seed.", at_least=0)
+    seed: int = option(42, "Seed of everything random.", at_least=0, at_most=2**32 - 1)
+    data_seed: int | None = option(None, "Seed of the row order; default: seed.", at_least=0, at_most=2**32 - 1)
     logging_steps: float = option(5, "Optimizer steps between log lines; below 1 it is a share of all steps.", above=0)
     save_strategy: str = option("steps", "When checkpoints are saved.", choices=("no", "steps", "epoch", "best"))
     save_steps: float = option(500, "Optimizer steps between checkpoints; below 1 a share.", above=0)
@@ -219,7 +219,7 @@ class TrainConfig:
     )
     ddp_timeout: int = option(180000000, "Seconds a rank waits for the others.", at_least=1)
     report_to: list[str] = option(
-        ["none"], "Trackers by their Hugging Face names: tensorboard, wandb, mlflow, swanlab, trackio, ..."
+        ["none"], "Trackers by their Hugging Face names; each needs its own package.", choices="TRACKERS"
     )
     run_name: str | None = option(None, "Name of the run for trackers.")
     plot_loss: bool = option(True, "Draw training_loss.png.")

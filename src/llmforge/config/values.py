@@ -147,4 +147,4 @@ def within(number: float, rule: Rule) -> bool:
 def range_words(rule: Rule) -> str:
     """A range in words: "at least 0 and below 1"; "" without one."""
     bounds = {"above": rule.above, "at least": rule.at_least, "below": rule.below, "at most": rule.at_most}
-    return " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
+    return " and ".join(f"{word} {bound:.16g}" for word, bound in bounds.items() if bound is not None)

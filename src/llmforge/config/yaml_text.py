@@ -132,6 +132,8 @@ def _compose(text: str) -> yaml.Node | None:
         mark = error.problem_mark or error.context_mark
         if mark and mark.line < len(rows := text.split("\n")) and re.match(r" *\t", rows[mark.line]):
             raise YamlProblem(mark.line + 1, "a tab indents this line; YAML wants blanks") from None
+        if isinstance(error, yaml.composer.ComposerError) and error.problem and "another document" in error.problem:
+            raise YamlProblem(mark.line + 1 if mark else 1, "`---` begins a second document; a recipe is one") from None
         what = " ".join(part for part in (error.problem, error.context) if part)
         raise YamlProblem(mark.line + 1 if mark else 1, f"broken YAML: {what}") from None
     except yaml.reader.ReaderError as error:

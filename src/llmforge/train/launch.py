@@ -15,6 +15,8 @@ from llmforge.errors import ForgeError, RecipeError
 from llmforge.runs import RunDir
 from llmforge.train.stop import SIGNALS, StoppedByUser
 
+RANKS_WITHOUT_CARD = 8  # ranks that may share few cores, for a trial of a recipe meant for eight cards
+
 
 def launch(words: Sequence[str], recipe: Recipe) -> int:
     """Train; returns the exit code. `words` are what the ranks read the recipe from again."""
@@ -39,6 +41,9 @@ def num_ranks(recipe: Recipe) -> int:
         raise RecipeError(f"launch.nproc: got {wanted!r}, expected auto or a number of processes")
     if cards and int(wanted) > cards:
         raise RecipeError(f"launch.nproc: {wanted} ranks, but {cards} visible GPUs; lower it or say device: cpu")
+    cores = os.cpu_count() or 1
+    if not cards and int(wanted) > (most := max(cores, RANKS_WITHOUT_CARD)):
+        raise RecipeError(f"launch.nproc: {wanted} ranks on {cores} CPU cores; at most {most} are started without GPUs")
     return int(wanted)
 
 
