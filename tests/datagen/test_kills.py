@@ -79,7 +79,8 @@ def compare_with_unbroken_run(tmp_path: Path, per_value: int, kills: int, longes
     assert whole.counts["accepted"] >= 0.7 * whole.counts["rows"]
     ledger = Ledger(tmp_path / "broken" / "ledger.jsonl")
     ledger.close()
-    assert ledger.history.spent.requests == asked.total()  # a request under way at a kill counts as paid
+    counted_as_paid = ledger.history.spent.requests  # those under way at a kill too, arrived or not
+    assert asked.total() <= counted_as_paid <= asked.total() + counted["hit"] * WORKERS
     return counted["hit"]
 
 
@@ -89,7 +90,7 @@ def test_five_kills_leave_the_same_rows(tmp_path):
 
 @pytest.mark.slow
 def test_two_hundred_kills_lose_nothing(tmp_path):
-    assert compare_with_unbroken_run(tmp_path, per_value=50, kills=200, longest_s=0.8, latency_s=0.2) >= 190
+    assert compare_with_unbroken_run(tmp_path, per_value=50, kills=200, longest_s=1.5, latency_s=0.3) >= 190
 
 
 def test_a_torn_last_line_and_missing_files_are_mended(tmp_path):
