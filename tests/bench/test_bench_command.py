@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from llmforge import cli
-from llmforge.bench.cells import side_name
+from llmforge.bench.cells import check_placeholders, side_name
 from llmforge.bench.command import train_parser
+from llmforge.data.example import Message
+from llmforge.data.templates.find import get_template
+from llmforge.data.tokenizer import load_tokenizer
 
 REPO = Path(__file__).parents[2]
 
@@ -112,6 +115,20 @@ def test_wrong_options_end_with_2_before_anything_runs(bench, words, said):
     code, _, err, lines = bench(*words)
     assert (code, lines) == (2, [])
     assert said in err
+
+
+def test_the_settings_for_another_trainer_hold_known_placeholders_only():
+    for path in sorted((REPO / "benchmarks").glob("*.yaml")):
+        if path.name.startswith("llamafactory"):
+            check_placeholders(path.name, path.read_text(encoding="utf-8"))
+
+
+def test_the_template_for_comparisons_learns_the_line_break_behind_a_reply(tiny_tokenizer_dir):
+    tokenizer = load_tokenizer(tiny_tokenizer_dir)
+    template = get_template(str(REPO / "benchmarks/smollm2_newline.yaml"), tokenizer)
+    row = template.encode(tokenizer, [Message("user", "a"), Message("assistant", "b")])
+    learned = [int(label) for label in row.labels if label >= 0]
+    assert tokenizer.decode(learned) == "b<|im_end|>\n"
 
 
 def test_an_unknown_kind_is_named(capsys):
