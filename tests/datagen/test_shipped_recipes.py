@@ -46,3 +46,39 @@ def test_prices_carry_a_date_and_the_sums_of_the_first_table():
     assert fifty_rows["gpt-4-32k"] == 4.80
     assert fifty_rows["gpt-3.5-turbo-0125"] == 0.05
     assert fifty_rows["gpt-3.5-turbo-instruct"] == 0.10
+
+
+def test_the_report_label_recipe_knows_every_label_of_its_rows(monkeypatch, tmp_path):
+    from scripted_teacher import Script, serving
+
+    from llmforge.datagen.generate import generate
+
+    pytest.importorskip("openai")
+    monkeypatch.chdir(REPO)
+    with serving(Script()) as teacher:
+        words = [f"teacher.base_url={teacher.url}", f"store.dir={tmp_path}", "max_rejected=1"]
+        result = generate(load_dataset_recipe(["recipes/data/report_label.yaml", *words]), preview=8)
+    assert result.counts["rows"] == 8
+    assert sum(sum(row.values()) for row in result.counts["confusion"].values()) == 8
+
+
+def test_the_commands_of_the_page_run(monkeypatch, tmp_path, capsys):
+    import re
+    import shlex
+
+    from scripted_teacher import Script, serving
+
+    from llmforge.cli import main
+
+    pytest.importorskip("openai")
+    monkeypatch.chdir(REPO)
+    text = (REPO / "docs/data_generate.md").read_text(encoding="utf-8").replace("\\\n", "")
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    commands = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("forge-cli ")]
+    assert len(commands) == 5
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-x")
+    for number, words in enumerate(commands):
+        with serving(Script(words=20)) as teacher:
+            instead = [f"teacher.base_url={teacher.url}", f"store.dir={tmp_path / str(number)}", "max_rejected=1"]
+            assert main([*words, *instead]) == 0
+    assert "USD" in capsys.readouterr().out

@@ -98,7 +98,7 @@ class LabelConfig:
         None, "YAML or text file of labels; `name: meaning` lines or one name a line.", path="input"
     )
     votes: int = option(3, "Times each row is asked.", at_least=1, at_most=33)
-    gold: str | None = option(None, "Column that holds the known label, for a confusion matrix.")
+    gold: str | None = option(None, "Column of the known label, for a confusion matrix; output.label looks into JSON.")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Source of the prompt's order: Sun et al. 2023, Text Classification via Large Lan
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -90,10 +91,25 @@ def confusion(ends: list[dict[str, Any]], gold: str) -> dict[str, dict[str, int]
     """Counts of known label -> given label, "(none)" where there was no majority."""
     table: dict[str, Counter[str]] = {}
     for end in ends:
-        known = str(end["record"]["slots"][gold])
+        known = str(column_of(end["record"]["slots"], gold))
         given = end["record"]["output"] if end["cause"] is None else "(none)"
         table.setdefault(known, Counter())[given] += 1
     return {known: dict(sorted(counts.items())) for known, counts in sorted(table.items())}
+
+
+def column_of(row: Any, name: str) -> Any:
+    """The value of a column, or None; `output.label` looks into a column that holds an object or its JSON text."""
+    value = row
+    for part in name.split("."):
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except ValueError:
+                return None
+        if not isinstance(value, dict):
+            return None
+        value = value.get(part)
+    return value
 
 
 def _rows(recipe: DatasetRecipe, labels: dict[str, str]) -> list[dict[str, Any]]:
@@ -101,15 +117,14 @@ def _rows(recipe: DatasetRecipe, labels: dict[str, str]) -> list[dict[str, Any]]
     found = []
     for number, row in read_rows(path, remark=lambda text: None):
         for key, column in (("field", field), ("gold", gold)):
-            if column and (not isinstance(row, dict) or row.get(column) is None):
+            if column and column_of(row, column) is None:
                 there = list(row) if isinstance(row, dict) else []
                 raise RecipeError(
                     f"label.{key}: {path} row {number} has no column {column!r}.{nearest(column, there)} "
                     f"Present: {', '.join(there)}"
                 )
-        if gold and str(row[gold]) not in labels:
-            known = ", ".join(labels)
-            raise RecipeError(f"label.gold: {path} row {number}: {row[gold]!r} is no label. Known: {known}")
+        if gold and str(known := column_of(row, gold)) not in labels:
+            raise RecipeError(f"label.gold: {path} row {number}: {known!r} is no label. Known: {', '.join(labels)}")
         found.append(row)
     if not found:
         raise RecipeError(f"label.rows: {path} has no rows")
@@ -119,7 +134,7 @@ def _rows(recipe: DatasetRecipe, labels: dict[str, str]) -> list[dict[str, Any]]
 def _vote(
     recipe: DatasetRecipe, prompt: Prompt, labels: dict[str, str], row: dict[str, Any], index: int, vote: int
 ) -> Task:
-    text = prompt.render({"text": str(row[recipe.label.field]), "labels": labels, "row": row})
+    text = prompt.render({"text": str(column_of(row, recipe.label.field)), "labels": labels, "row": row})
     properties = {
         "clues": {"type": "array", "items": {"type": "string", "maxLength": 200}, "maxItems": 8},
         "reason": {"type": "string", "minLength": 1, "maxLength": 600},
@@ -159,7 +174,7 @@ def _decision(
             **base,
             "out": {"label": label, "agreement": round(count / len(votes), 4), "votes": given},
             "instruction": INSTRUCTION.format(labels=", ".join(labels)),
-            "input": str(row[session.recipe.label.field]),
+            "input": str(column_of(row, session.recipe.label.field)),
             "output": label,
             "repaired": any(part["record"].get("repaired") for part in parts if part is not None),
         }

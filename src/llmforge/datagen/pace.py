@@ -98,7 +98,9 @@ class Pacer:
                 self._first_refused_at = None
                 soon = now - max(self._refused_at, self._blocked_until) < SOON_S
                 if not soon:
-                    self._scale_s = min(max(self._scale_s * 2, SURE_S), SUREST_S) if rate < NEAR * self._base else SURE_S
+                    self._scale_s = (
+                        min(max(self._scale_s * 2, SURE_S), SUREST_S) if rate < NEAR * self._base else SURE_S
+                    )
                 self._base = rate * (HARD_BACK_OFF if soon else BACK_OFF)
         self._refused_at = now
         self._blocked_until = max(self._blocked_until, now + retry_after_s)
