@@ -46,6 +46,7 @@ def test_show_tells_state_origin_and_progress(runs, capsys):
     assert "step 4 of 4" in shown
     assert "base_model: tiny" in shown
     assert "checkpoint-4" in shown
+    assert "step 4/-  loss 1.5" in shown
     main(["show", str(runs / "done"), "--json"])
     shown = json.loads(capsys.readouterr().out)
     assert (shown["manifest"]["template"], shown["log"][0]["loss"]) == ("chatml", 1.5)
@@ -58,8 +59,44 @@ def test_a_live_run_is_neither_removed_nor_resumed(runs):
         main(["resume", str(runs / "live")])
 
 
+def test_a_finished_run_is_resumed_only_to_go_further(runs):
+    with pytest.raises(RecipeError, match=r"finished, 4 of 4 steps; .* num_train_epochs=5"):
+        main(["resume", str(runs / "done")])
+
+
+def test_rm_keeps_runs_that_lie_inside_another(runs):
+    RunDir(runs / "done/second").make()
+    RunDir(runs / "done/second").write_state(state="finished")
+    with pytest.raises(RecipeError, match="done/second; remove or move"):
+        main(["rm", str(runs / "done"), "--yes"])
+    assert (runs / "done/second").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["shwo"], "'shwo' is no subcommand. Did you mean 'show'"),
+        (["show"], "runs show: the following arguments are required: run"),
+        (["stop", "x", "--timeout", "soon"], "runs stop: argument --timeout: invalid float value: 'soon'"),
+    ],
+)
+def test_wrong_words_end_in_one_line(words, told):
+    with pytest.raises(RecipeError) as refused:
+        main(words)
+    assert told in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("action", ["list", "show", "stop", "resume", "rm"])
+def test_every_action_has_an_example_to_copy(action, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([action, "--help"])
+    assert ended.value.code == 0
+    assert f"example: forge-cli runs {action}" in capsys.readouterr().out
+
+
 def test_rm_wants_a_yes(runs):
-    with pytest.raises(RecipeError, match=r"1 checkpoints; add --yes"):
+    with pytest.raises(RecipeError, match=r"1 checkpoint; add --yes"):
         main(["rm", str(runs / "done")])
     assert main(["rm", str(runs / "done"), "--yes"]) == 0
     assert not (runs / "done").exists()

@@ -14,16 +14,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llmforge.errors import RecipeError, RunError
+from llmforge.config.arguments import Arguments
+from llmforge.errors import RecipeError, RunError, nearest
 from llmforge.process import is_running
 from llmforge.runs import RunDir, RunState, list_runs, read_manifest
 
 ROOTS = ("runs", "saves")
 LAST_LINES = 5
+LOGGED = ("loss", "eval_loss", "grad_norm", "lr", "tokens_per_second")
+
+
+ACTIONS = {
+    "list": "all runs under a folder, the newest first",
+    "show": "state, checkpoints and last log lines of a run",
+    "stop": "let a run save a checkpoint and end",
+    "resume": "go on from the newest whole checkpoint",
+    "rm": "remove a run's folder",
+}
 
 
 def main(words: Sequence[str]) -> int:
     """Run one of the actions; returns the exit code."""
+    if words and not words[0].startswith("-") and words[0] not in ACTIONS:
+        raise RecipeError(
+            f"runs: {words[0]!r} is no subcommand.{nearest(words[0], ACTIONS)} Known: {', '.join(ACTIONS)}"
+        )
     parser = _parser()
     given = parser.parse_args(list(words))
     if given.action is None:
@@ -33,27 +48,33 @@ def main(words: Sequence[str]) -> int:
     return action(given)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Arguments:
+    parser = Arguments(
         prog="forge-cli runs",
         description="Runs and how they are doing.",
         epilog="example: forge-cli runs show runs/classify",
     )
-    actions = parser.add_subparsers(dest="action", metavar="list|show|stop|resume|rm")
-    one = actions.add_parser("list", help="all runs under a folder, the newest first")
+    actions = parser.add_subparsers(dest="action", metavar="|".join(ACTIONS))
+
+    def action(name: str, example: str) -> argparse.ArgumentParser:
+        return actions.add_parser(
+            name, help=ACTIONS[name], description=ACTIONS[name].capitalize() + ".", epilog=f"example: {example}"
+        )
+
+    one = action("list", "forge-cli runs list runs --json")
     one.add_argument("root", nargs="*", help=f"folders to look in; default: {' and '.join(ROOTS)}")
-    one.add_argument("--json", action="store_true")
-    one = actions.add_parser("show", help="state, checkpoints and last log lines of a run")
-    one.add_argument("run")
-    one.add_argument("--json", action="store_true")
-    one = actions.add_parser("stop", help="save a checkpoint and end a run")
-    one.add_argument("run")
+    one.add_argument("--json", action="store_true", help="print run.json of every run, for scripts")
+    one = action("show", "forge-cli runs show runs/classify")
+    one.add_argument("run", help="folder of the run")
+    one.add_argument("--json", action="store_true", help="print state, manifest and the whole log, for scripts")
+    one = action("stop", "forge-cli runs stop runs/classify")
+    one.add_argument("run", help="folder of the run")
     one.add_argument("--timeout", type=float, default=600.0, help="seconds to wait for it (default 600)")
-    one = actions.add_parser("resume", help="go on from the newest whole checkpoint")
-    one.add_argument("run")
+    one = action("resume", "forge-cli runs resume runs/classify num_train_epochs=2")
+    one.add_argument("run", help="folder of the run")
     one.add_argument("words", nargs=argparse.REMAINDER, help="key=value to change")
-    one = actions.add_parser("rm", help="remove a run's folder")
-    one.add_argument("run")
+    one = action("rm", "forge-cli runs rm runs/classify --yes")
+    one.add_argument("run", help="folder of the run")
     one.add_argument("--yes", action="store_true", help="really remove it")
     return parser
 
@@ -109,8 +130,15 @@ def _show(given: argparse.Namespace) -> int:
             print(f"  {key}: {manifest[key]}")
     print(f"  checkpoints: {', '.join(checkpoints) or 'none'}")
     for line in log[-LAST_LINES:]:
-        print(f"  {line}")
+        print(f"  {log_line(json.loads(line))}")
     return 0
+
+
+def log_line(logged: dict[str, Any]) -> str:
+    """A line of trainer_log.jsonl for people: the step and the numbers they look for."""
+    shown = [f"{key} {logged[key]:.4g}" for key in LOGGED if isinstance(logged.get(key), (int, float))]
+    step = f"{logged.get('current_steps', '-')}/{logged.get('total_steps', '-')}"
+    return "  ".join([f"step {step}", *shown, *([logged["elapsed_time"]] if "elapsed_time" in logged else [])])
 
 
 def _stop(given: argparse.Namespace) -> int:
@@ -134,13 +162,19 @@ def _stop(given: argparse.Namespace) -> int:
 
 def _resume(given: argparse.Namespace) -> int:
     run = RunDir(Path(given.run))
-    if run.read_state().live:
+    state = run.read_state()
+    if state.live:
         raise RecipeError(f"runs resume: {run.path} is running")
+    if state.state == "finished" and not given.words:
+        raise RecipeError(
+            f"runs resume: {run.path} is finished, {state.step} of {state.total_steps} steps; to train on say how far, "
+            f"for example: forge-cli runs resume {run.path} num_train_epochs=5"
+        )
     if not run.recipe_path.is_file():
         raise RecipeError(f"runs resume: {run.recipe_path} is missing")
     from llmforge.train_command import main as train
 
-    return train([str(run.recipe_path), f"output_dir={run.path}", "resume_from_checkpoint=true", *given.words])
+    return train([str(run.path), "resume_from_checkpoint=true", *given.words])
 
 
 def _remove(given: argparse.Namespace) -> int:
@@ -148,8 +182,12 @@ def _remove(given: argparse.Namespace) -> int:
     state = run.read_state()
     if state.live:
         raise RecipeError(f"runs rm: {run.path} is running; stop it first: forge-cli runs stop {run.path}")
+    inside = [str(other.path) for other in list_runs(run.path) if other.path != run.path]
+    if inside:
+        raise RecipeError(f"runs rm: other runs lie in {run.path}: {', '.join(inside)}; remove or move them first")
     if not given.yes:
-        raise RecipeError(f"runs rm: this removes {run.path} with {len(run.checkpoints())} checkpoints; add --yes")
+        count = len(run.checkpoints())
+        raise RecipeError(f"runs rm: this removes {run.path} with {count} checkpoint{'s' * (count != 1)}; add --yes")
     shutil.rmtree(run.path)
     print(f"removed {run.path}")
     return 0

@@ -33,6 +33,7 @@ from llmforge.bench.child import Measured, measure
 from llmforge.bench.inversions import find_inversions
 from llmforge.bench.table import as_json, comparisons, text_table, told
 from llmforge.bench.workload import WORKLOADS, DataFolder, write_data
+from llmforge.config.arguments import Arguments
 from llmforge.config.load import load_recipe
 from llmforge.errors import RecipeError, RunError, nearest
 from llmforge.runs import atomic_write
@@ -70,7 +71,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def train_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="forge-cli bench train",
         description="Measure training: samples/s, tokens/s, peak memory, time to the first step.",
         epilog="example: forge-cli bench train recipes/classify_lora.yaml --batching padded,tree --rounds 3",
