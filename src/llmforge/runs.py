@@ -218,17 +218,32 @@ class RunDir:
         """
         run = cls(Path(path))
         run.make()
-        kept = run.results()
-        if kept and not overwrite:
+        if not overwrite:
+            run.refuse_results()
+        run.clear()
+        return run
+
+    def refuse_results(self) -> None:
+        """Raises:
+        RecipeError: the folder holds results that a new start would throw away.
+        """
+        kept = self.results()
+        if kept:
             shown = ", ".join(kept[:3]) + (f" and {len(kept) - 3} more" if len(kept) > 3 else "")
             raise RecipeError(
-                f"output_dir: {path} holds a run already ({shown}). Choose one:\n"
+                f"output_dir: {self.path} holds a run already ({shown}). Choose one:\n"
                 "  resume_from_checkpoint=true   go on from its newest checkpoint\n"
                 "  overwrite_output_dir=true     throw it away and start anew\n"
                 "  output_dir=ANOTHER            keep both"
             )
-        run.clear()
-        return run
+
+    def refuse_live(self) -> None:
+        """Raises:
+        RunError: another live process holds the folder.
+        """
+        if self.lock_path.is_file():
+            with _exclusive(self.lock_path) as file:
+                self._refuse_holder(_read_lock(file))
 
     def make(self) -> None:
         """Make the folder itself.
@@ -302,21 +317,24 @@ class RunDir:
     def _take_lock(self) -> str | None:
         with _exclusive(self.lock_path) as file:
             holder = _read_lock(file)
-            here = holder.get("host") == socket.gethostname()
-            alive = is_running(holder["pid"], holder.get("process_start")) if holder and here else bool(holder)
-            if alive:
-                where = f"process {holder['pid']}" + ("" if here else f" on {holder.get('host')}")
-                raise RunError(
-                    f"output_dir: {self.path} is in use by {where}. Wait for it, stop it with "
-                    f"`forge-cli runs stop {self.path}`, or give another output_dir"
-                    + ("" if here else f"; if that machine is gone, delete {self.lock_path}")
-                )
+            self._refuse_holder(holder)
             me = {"pid": os.getpid(), "process_start": process_start(os.getpid()), "host": socket.gethostname()}
             file.seek(0)
             file.truncate()
             file.write(json.dumps(me))
             file.flush()
         return f"took over the lock of process {holder['pid']}, which is gone" if holder else None
+
+    def _refuse_holder(self, holder: dict[str, Any]) -> None:
+        here = holder.get("host") == socket.gethostname()
+        alive = is_running(holder["pid"], holder.get("process_start")) if holder and here else bool(holder)
+        if alive:
+            where = f"process {holder['pid']}" + ("" if here else f" on {holder.get('host')}")
+            raise RunError(
+                f"output_dir: {self.path} is in use by {where}. Wait for it, stop it with "
+                f"`forge-cli runs stop {self.path}`, or give another output_dir"
+                + ("" if here else f"; if that machine is gone, delete {self.lock_path}")
+            )
 
 
 @contextlib.contextmanager

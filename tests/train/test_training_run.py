@@ -40,6 +40,7 @@ def test_a_run_writes_its_files_and_no_others(train, log_of, capsys):
     assert "trainable: 8,192 of 51,360 parameters (15.95 %)" in said  # 2 x 8 x (7 pairs of in + out) of two layers
     assert '⟦{"label": ' in said
     assert "train 6/6" in said
+    assert "train: 6 steps of 4 rows (4 steps an epoch)" in said
 
 
 def test_the_manifest_leads_back_to_base_and_template(train, tiny_model_dir, rows_file):

@@ -22,9 +22,24 @@ def launch(words: Sequence[str], recipe: Recipe) -> int:
     """Train; returns the exit code. `words` are what the ranks read the recipe from again."""
     if "RANK" in os.environ:  # started by torchrun, ours or the user's own
         return _here(recipe)
+    _refuse_taken(recipe)
     ranks = num_ranks(recipe)
     # DeepSpeed wants a process group also for one rank.
     return _here(recipe) if ranks == 1 and not recipe.train.deepspeed else _under_torchrun(words, recipe, ranks)
+
+
+def _refuse_taken(recipe: Recipe) -> None:
+    """Before torch is read: a folder that is in use or holds results. The run looks again, holding its lock.
+
+    Raises:
+        RecipeError, RunError: see RunDir.
+    """
+    if recipe.train.output_dir:
+        folder = RunDir(Path(recipe.train.output_dir))
+        folder.make()
+        folder.refuse_live()
+        if not (recipe.train.resume_from_checkpoint or recipe.train.overwrite_output_dir):
+            folder.refuse_results()
 
 
 def num_ranks(recipe: Recipe) -> int:

@@ -260,7 +260,7 @@ class _OneRun:
 
     def _sizes(self, trainer: ForgeTrainer, data: DataSets) -> None:
         """Rows, tokens and steps, said before the first step."""
-        plan, tokens = trainer.plan, int(data.train.lengths.sum())
+        plan, ranks, tokens = trainer.plan, trainer.plan.shape.num_ranks, int(data.train.lengths.sum())
         steps = trainer.args.max_steps
         if steps < 0:
             steps = math.ceil(trainer.args.num_train_epochs * plan.num_steps)
@@ -268,8 +268,9 @@ class _OneRun:
         self.report.say(
             f"data: {len(plan):,} rows, {tokens:,} tokens, longest {self.longest_row}{held_out}\n"
             f"train: {steps:,} steps of {plan.shape.rows_per_step} {'sequences' if plan.packed else 'rows'} "
-            f"({plan.num_steps:,} steps an epoch, {plan.shape.num_ranks} ranks)"
+            f"({plan.num_steps:,} steps an epoch{f', {ranks} ranks' if ranks > 1 else ''})"
         )
+        self.report.state(total_steps=steps)
 
     def _stopped(self, trainer: ForgeTrainer) -> StoppedByUser:
         self.report.state(step=trainer.state.global_step)
