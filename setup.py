@@ -44,7 +44,7 @@ EXTRAS["dev"] = [
 
 SHIPPED = {
     "configs": ["*.yaml", "**/*.json", "**/*.j2"],
-    "recipes": ["**/*.yaml", "**/*.json", "**/*.csv", "**/*.j2"],
+    "recipes": ["**/*.yaml", "**/*.json", "**/*.csv", "**/*.j2", "**/*.txt"],
     "data": ["*.json", "*.jsonl", "*.csv", "*.txt", "*.py", "words/*.yaml"],
 }
 

@@ -66,7 +66,7 @@ def test_old_names_are_in_the_json_schema_and_marked():
 
 def test_every_shipped_recipe_validates_and_loads(validator, monkeypatch):
     monkeypatch.chdir(REPO)
-    files = sorted(REPO.glob("recipes/**/*.yaml"))
+    files = sorted(path for path in REPO.glob("recipes/**/*.yaml") if path.parent.name != "data")  # those make data
     for file in files:
         errors = [error.message for error in validator.iter_errors(as_json(file.read_text(encoding="utf-8")))]
         assert errors == [], file

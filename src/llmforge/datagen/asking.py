@@ -55,7 +55,7 @@ class Asking:
         self._any_answer = any(row.replies for row in history.rows.values())
         self._order = InOrder(self)
         self._started = self._reported = time.monotonic()
-        self._done = sum(row.is_done for row in history.rows.values())
+        self._done = self._done_before = sum(row.is_done for row in history.rows.values())
 
     async def run(self, tasks: Iterable[Task]) -> None:
         """Ask for the tasks that are not decided yet. Tasks come in the order of their index.
@@ -212,10 +212,12 @@ class Asking:
         self._reported = now
         causes = Counter(row.end["cause"] for row in self.ledger.history.rows.values() if row.end)
         accepted = causes.pop(None, 0)
-        rate = self._done / max(now - self._started, 1e-9)
-        left = (self.total - self._done) / rate if rate else 0.0
+        waiting = sum(row.passed is not None and row.end is None for row in self.ledger.history.rows.values())
+        through = self._done - self._done_before + waiting
+        left = (self.total - self._done - waiting) * (now - self._started) / max(through, 1)
         print(
-            f"{self._done}/{self.total} rows, {accepted} accepted, {sum(causes.values())} rejected, "
+            f"{self._done + waiting}/{self.total}: {accepted} accepted, {sum(causes.values())} rejected, "
+            f"{waiting} wait for earlier rows; "
             f"{self.budget.spent.usd:.4f} USD, {self.budget.spent.tokens} tokens, about {left:.0f} s left",
             file=sys.stderr,
         )

@@ -69,7 +69,7 @@ async def _ask_and_count(
 
 
 def read_labels(path: Path) -> dict[str, str]:
-    """Labels with their meanings: a YAML mapping or list, or a text file with one label a line.
+    """Labels with their meanings: a YAML mapping or list, or a text file of lines `name` or `name: meaning`.
 
     Raises:
         RecipeError: fewer than two labels, or one that stands twice.
@@ -81,10 +81,11 @@ def read_labels(path: Path) -> dict[str, str]:
         raise RecipeError(f"label.labels: {path} cannot be read: {error}") from None
     if isinstance(given, dict):
         return {str(name): str(meaning or "") for name, meaning in given.items()}
-    names = [str(name).strip() for name in given or [] if str(name).strip()]
-    if len(names) < 2 or len(set(names)) != len(names):
-        raise RecipeError(f"label.labels: {path}: expected at least two labels, each once; got {', '.join(names)}")
-    return dict.fromkeys(names, "")
+    pairs = [str(line).partition(": ") for line in given or [] if str(line).strip()]
+    labels = {name.strip(): meaning.strip() for name, _, meaning in pairs}
+    if len(labels) < 2 or len(labels) != len(pairs):
+        raise RecipeError(f"label.labels: {path}: expected at least two labels, each once; got {', '.join(labels)}")
+    return labels
 
 
 def confusion(ends: list[dict[str, Any]], gold: str) -> dict[str, dict[str, int]]:
