@@ -56,6 +56,7 @@ def test_clear_forgets_the_conversation_and_keeps_the_system_prompt(chat):
     for line in ("hi", "/clear", "again"):
         chat.handle(line)
     assert replies(chat)[1] == "tuned|system:Be kind.|user:again|1"
+    assert "the conversation is forgotten, the system prompt is kept" in notes(chat)
 
 
 def test_system_starts_anew(chat):
@@ -90,6 +91,9 @@ def test_a_saved_conversation_is_one_that_training_reads_and_loads_again(chat, t
     ("/savve x", "Did you mean '/save'?"),
     ("/load nowhere.json", "nowhere.json"),
     ("/save", "expected a file name"),
+    ("/save /nowhere/x.json", "forge-cli: /nowhere/x.json: No such file or directory\n"),
+    ("/load", "expected a file name"),
+    (f"/load {__file__}", "test_chat.py: not valid JSON"),
 ])  # fmt: skip
 def test_a_wrong_command_is_said_and_the_chat_goes_on(chat, line, said):
     assert chat.handle(line)

@@ -22,6 +22,7 @@ def test_one_prompt_prints_the_reply_alone_on_stdout(words, capsys):
     assert main([*words, "--prompt", "你好"]) == 0
     first = capsys.readouterr()
     assert first.out.endswith("\n")
+    assert first.err.startswith(f"loading {words[0].partition('=')[2]}\n")
     assert "cut off" in first.err
     main([*words[:-1], "temperature=0", "--prompt=你好"])
     assert capsys.readouterr().out == first.out  # temperature 0 is greedy too

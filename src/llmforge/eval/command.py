@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from llmforge.config.load import load_recipe
+from llmforge.config.said import say_loading
 from llmforge.eval.predict import RESULTS, PredictResult, predict
 from llmforge.metrics.scores import Table
 
@@ -26,6 +27,7 @@ def main(words: Sequence[str]) -> int:
     recipe = load_recipe([word for word in words if word != "--json"], "predict")
     for note in recipe.notes:
         print(f"note: {note}", file=sys.stderr)
+    say_loading(recipe)
     try:
         with terminated_as_interrupt():
             result = predict(recipe)

@@ -137,7 +137,7 @@ class Chat:
         commands: dict[str, Callable[[str], None]] = {
             "/system": self._system,
             "/regen": self._regen,
-            "/clear": lambda rest: self.set_system(self.system),
+            "/clear": lambda rest: self._clear(),
             "/save": self.save,
             "/load": self.load,
             "/help": lambda rest: self._note(HELP),
@@ -152,13 +152,19 @@ class Chat:
         """What goes wrong with one line is said, and the chat goes on."""
         try:
             action(text)
-        except (ForgeError, OSError, ValueError) as error:
+        except OSError as error:
+            self._note(f"forge-cli: {text}: {error.strerror or error}")  # the error may name a temporary file
+        except (ForgeError, ValueError) as error:
             self._note(f"forge-cli: {error}")
 
     def _system(self, text: str) -> None:
         if text:
             self.set_system(text)
         self._note(f"system prompt: {self.system or '(the template has its own, or none)'}")
+
+    def _clear(self) -> None:
+        self.set_system(self.system)
+        self._note("the conversation is forgotten" + (", the system prompt is kept" if self.system else ""))
 
     def _regen(self, rest: str) -> None:
         if not all(history and history[-1].role == "assistant" for history in self.histories.values()):
@@ -168,7 +174,11 @@ class Chat:
         self.answer()
 
     def save(self, path: str) -> None:
-        """Write the first model's conversation as {"messages": [...]}, a form that training reads too."""
+        """Write the first model's conversation as {"messages": [...]}, a form that training reads too.
+
+        Raises:
+            ValueError: no file is named.
+        """
         if not path:
             raise ValueError("expected a file name")
         messages = [{"role": m.role, "content": m.content} for m in self.histories[self.models[0]]]
@@ -181,10 +191,15 @@ class Chat:
         Raises:
             ValueError: the file holds no conversation.
         """
-        value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        if not path:
+            raise ValueError("expected a file name")
+        try:
+            value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        except ValueError as error:
+            raise ValueError(f"{path}: not valid JSON ({error})") from None
         rows = value.get("messages") if isinstance(value, dict) else value
         if not isinstance(rows, list) or not all(_is_message(row) for row in rows):
-            raise ValueError('expected {"messages": [{"role": ..., "content": ...}, ...]}')
+            raise ValueError(f'{path}: expected {{"messages": [{{"role": ..., "content": ...}}, ...]}}')
         messages = [Message(row["role"], row["content"]) for row in rows]
         self.system = messages[0].content if messages and messages[0].role == "system" else ""
         self.histories = {name: list(messages) for name in self.models}

@@ -11,6 +11,7 @@ from typing import Any
 
 from llmforge.config.load import load_recipe
 from llmforge.config.names import ENGINES
+from llmforge.config.said import say_loading
 from llmforge.config.schema import Recipe
 from llmforge.errors import RecipeError
 from llmforge.infer.chat import HELP, Chat
@@ -34,6 +35,7 @@ def main(words: Sequence[str]) -> int:
     recipe = load_recipe(given.recipe, "chat")
     for note in recipe.notes:
         print(note, file=sys.stderr)
+    say_loading(recipe)
     with asyncio.Runner() as runner:
         engine: Engine = ENGINES.get(recipe.serve.infer_backend).from_recipe(recipe)
         runner.run(engine.start())

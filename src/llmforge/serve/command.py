@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from llmforge.config.load import load_recipe
+from llmforge.config.said import say_loading
 from llmforge.serve.run import serve
 
 
@@ -14,5 +15,6 @@ def main(words: Sequence[str]) -> int:
     recipe = load_recipe(words, "api")
     for note in recipe.notes:
         print(note, file=sys.stderr)
+    say_loading(recipe)
     serve(recipe)
     return 0
