@@ -56,8 +56,10 @@ def read_json(text: str, finish_reason: str) -> Parsed:
         bare = fenced[1].strip()
     try:
         return Parsed(strict_json(bare))
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         wrong = str(error)
+    except ValueError as error:  # well formed, and yet not one value: a key that stands twice, NaN
+        raise BadAnswer("json", f"the answer is not JSON: {error}") from None
     mended = _mended(bare)
     if mended is None:
         raise BadAnswer("json", f"the answer is not JSON: {wrong}")

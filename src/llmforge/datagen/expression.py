@@ -104,6 +104,8 @@ def _names(node: ast.AST, bound: frozenset[str]) -> Iterator[str]:
         case ast.Subscript(value=inner, slice=place):
             yield from _names(inner, bound)
             yield from _names(place, bound)
+        case ast.Dict(keys=keys) if None in keys:
+            raise ExpressionError("`**` is not allowed here")
         case ast.Slice() | ast.List() | ast.Tuple() | ast.Dict() | ast.IfExp():
             for child in ast.iter_child_nodes(node):
                 if not isinstance(child, ast.expr_context):

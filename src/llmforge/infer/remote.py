@@ -182,6 +182,9 @@ class RemoteEngine:
         if request.prompt.tools:
             body["tools"] = list(request.prompt.tools)
         if request.constraint is not None:
+            kind = request.constraint.get("type")
+            if kind not in self.capabilities().constraints:
+                raise RequestError(f"response_format: the remote engine knows no {kind!r}", param="response_format")
             body["response_format"] = _response_format(request.constraint)
         return body
 
