@@ -2,8 +2,7 @@
 
 The ids are those of `Template.encode`, since both encode the chunks that the template cuts. What makes it fast: rows of
 one shape (the same roles in the same order, plain replies) are cut along an outline that is made once, and labels and
-lengths are computed for the whole block. 20,000 rows of 33 tokens (Qwen2.5 tokenizer) cost 6 microseconds of Python a
-row beside the tokenizer's own 57: `python benchmarks/encode_rows.py`.
+lengths are computed for the whole block. Rates are in docs/data_build.md; `benchmarks/encode_rows.py` repeats them.
 """
 
 from __future__ import annotations
