@@ -91,8 +91,7 @@ def settle_dir(temporary: Path, path: Path) -> None:
     """Fsync all files of `temporary` and rename it to `path`, replacing a folder that is there."""
     for folder, _, files in os.walk(temporary):
         for name in files:
-            with open(os.path.join(folder, name), "rb") as file:
-                os.fsync(file.fileno())
+            settle_file(Path(folder, name))
         fsync_dir(Path(folder))
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     if path.exists():
@@ -100,6 +99,13 @@ def settle_dir(temporary: Path, path: Path) -> None:
     os.replace(temporary, path)
     fsync_dir(path.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def settle_file(path: Path) -> None:
+    """Fsync a file, and let those read it who may read its folder: safetensors writes for its owner alone."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+    os.chmod(path, path.parent.stat().st_mode & 0o666)
 
 
 def sha256_file(path: Path) -> str:
@@ -253,6 +259,8 @@ class RunDir:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise RecipeError(f"output_dir: {self.path} is a file") from None
         except OSError as error:
             raise RecipeError(f"output_dir: {self.path} cannot be made: {error.strerror}") from None
         if not os.access(self.path, os.W_OK):

@@ -211,3 +211,31 @@ def test_an_export_prints_its_numbers_and_nothing_from_libraries(tiny_model_dir,
     assert said == ["prompt", "logits,", "greedy", "written:", "next:", "forge-cli", "forge-cli"]
     noted = [line.split()[0] for line in done.stderr.splitlines() if not line.startswith("note: ")]
     assert noted == ["reading", "letting", "writing"]
+
+
+def test_who_may_read_the_folder_may_read_the_weights(tiny_model_dir, adapter):
+    folder = export(recipe_of(tiny_model_dir, [adapter()]))
+    assert {path.stat().st_mode & 0o666 for path in folder.iterdir()} == {folder.stat().st_mode & 0o666}
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_model_is_read(tiny_model_dir, adapter, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecipeError, match=r"export_dir: .*/file/out cannot be made: (Not a directory|File exists)"):
+        export(recipe_of(tiny_model_dir, [adapter()], f"export_dir={tmp_path}/file/out"))
+
+
+def test_a_full_disk_ends_in_one_line_and_leaves_nothing(tiny_model_dir, adapter, tmp_path):
+    path = adapter()
+    script = (  # the largest file this process may write stands in for the end of the disk
+        "import resource, signal, sys; from llmforge.cli import main; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)); sys.exit(main(sys.argv[1:]))"
+    )
+    words = [f"model_name_or_path={tiny_model_dir}", "template=chatml", f"adapter_name_or_path={path}"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, "export", *words, f"export_dir={tmp_path}/out/full"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "could not be written" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert list((tmp_path / "out").iterdir()) == []

@@ -22,6 +22,8 @@ FILES = {
 def test_a_run_writes_its_files_and_no_others(train, log_of, capsys):
     run = train(plot_loss=True, max_steps=6, save_steps=6, val_size=4, eval_strategy="steps", eval_steps=3)
     assert {path.name for path in run.iterdir()} == FILES
+    modes = {path.stat().st_mode & 0o666 for path in run.rglob("*") if path.is_file()}
+    assert modes == {run.stat().st_mode & 0o666}  # weights too: whoever serves them may be another user
     assert RunDir(run).read_state().state == "finished"
 
     lines = log_of(run)

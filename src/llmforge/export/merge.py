@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -16,9 +17,10 @@ from typing import Any
 import peft
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
 
 from llmforge.config.schema import Recipe
-from llmforge.errors import RecipeError
+from llmforge.errors import RecipeError, RunError
 from llmforge.export import verify
 from llmforge.export.chat_files import write_chat_files
 from llmforge.model.adapter_files import check_adapter
@@ -75,7 +77,10 @@ def export(recipe: Recipe) -> Path:
         model.config.name_or_path = recipe.model.model_name_or_path
         model.generation_config = type(model.generation_config)()
         tell_deepspeed()
-        model.save_pretrained(temporary, max_shard_size=f"{recipe.export.export_size}GB")
+        try:
+            model.save_pretrained(temporary, max_shard_size=f"{recipe.export.export_size}GB")
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"export: {target} could not be written: {error}; nothing was left there") from None
         del model
         gc.collect()
         write_chat_files(temporary, folder, tokenizer, template)
@@ -106,7 +111,7 @@ def export_dir(recipe: Recipe) -> Path:
     """Where to write: `export_dir`, else the folder `export` in the run or adapter. A former export is replaced.
 
     Raises:
-        RecipeError: no place is named, or the folder holds something that is no export.
+        RecipeError: no place is named, it cannot be written, or the folder holds something that is no export.
     """
     adapters = recipe.model.adapter_name_or_path
     run = recipe.run_dir or (adapters[-1] if adapters and Path(adapters[-1]).is_dir() else None)
@@ -120,6 +125,12 @@ def export_dir(recipe: Recipe) -> Path:
         if former.get("kind") != "export":
             raise RecipeError(f"export_dir: {target} holds files that are no export; name another folder")
         say(f"{target} is an earlier export and will be replaced")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise RecipeError(f"export_dir: {target} cannot be made: {error.strerror}") from None
     return target
 
 

@@ -13,7 +13,7 @@ from llmforge.config.schema import FinetuneConfig
 from llmforge.errors import RunError
 from llmforge.model.loading import LoadedModel
 from llmforge.model.pissa import make_plain
-from llmforge.runs import RunDir, fsync_dir
+from llmforge.runs import RunDir, fsync_dir, settle_file
 from llmforge.train.trainer import ForgeTrainer
 
 TOKENIZER_FILES = (
@@ -66,8 +66,7 @@ def check_saved(folder: Path) -> None:
 def move_files(temporary: Path, folder: Path) -> None:
     """Put the files of a finished save in their places, each in one step, weights last but for the index of shards."""
     for path in temporary.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
+        settle_file(path)
     for path in sorted(temporary.iterdir(), key=lambda p: (p.suffix == ".safetensors", p.name)):
         os.replace(path, folder / path.name)
     temporary.rmdir()
