@@ -6,7 +6,7 @@ import zipfile
 import pytest
 
 from llmforge.config.schema import ModelConfig
-from llmforge.errors import RecipeError
+from llmforge.errors import RecipeError, RunError
 from llmforge.model.command import main
 from llmforge.model.sources import local_folder, resolve_model
 
@@ -166,3 +166,9 @@ def test_two_processes_convert_once(offline, tiny_gguf):
     outputs = [process.communicate()[0] for process in both]
     assert sum(output.count("SAID converting") for output in outputs) == 1
     assert outputs[0].splitlines()[-1] == outputs[1].splitlines()[-1]
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_the_key_that_moves_it(offline, tiny_gguf, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"file/models/.* could not be made: .*cache_dir"):
+        resolve_model(ModelConfig(model_name_or_path=str(tiny_gguf), cache_dir=str(tmp_path / "file")))

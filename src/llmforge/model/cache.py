@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from safetensors import SafetensorError
 
 from llmforge.config.schema import ModelConfig
+from llmforge.errors import RunError
 from llmforge.runs import atomic_dir, atomic_write, sha256_file
 
 MANIFEST = "conversion.json"
@@ -55,9 +57,21 @@ def convert_once(
 
     `source`, and what `build` returns, say in the folder's conversion.json where the files came from; their sizes and
     sha256 stand beside it.
+
+    Raises:
+        RunError: the cache cannot be written, or its disk is full.
     """
     if is_whole(target):
         return target
+    try:
+        return _convert(target, source, build, say)
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            f"{target} could not be made: {error}; cache_dir names another folder, where space is short"
+        ) from None
+
+
+def _convert(target: Path, source: dict[str, Any], build: Callable[[Path], dict[str, Any] | None], say: Say) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if is_whole(target):
