@@ -60,7 +60,7 @@ def test_a_live_run_is_neither_removed_nor_resumed(runs):
 
 
 def test_a_finished_run_is_resumed_only_to_go_further(runs):
-    with pytest.raises(RecipeError, match=r"finished, 4 of 4 steps; .* num_train_epochs=5"):
+    with pytest.raises(RecipeError, match=r"finished, 4 of 4 steps; .* max_steps=8"):
         main(["resume", str(runs / "done")])
 
 

@@ -168,7 +168,7 @@ def _resume(given: argparse.Namespace) -> int:
     if state.state == "finished" and not given.words:
         raise RecipeError(
             f"runs resume: {run.path} is finished, {state.step} of {state.total_steps} steps; to train on say how far, "
-            f"for example: forge-cli runs resume {run.path} num_train_epochs=5"
+            f"for example: forge-cli runs resume {run.path} max_steps={2 * state.total_steps}"
         )
     if not run.recipe_path.is_file():
         raise RecipeError(f"runs resume: {run.recipe_path} is missing")
