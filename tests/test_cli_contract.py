@@ -125,3 +125,25 @@ def test_version_is_the_package_s(capsys):
 
     assert cli.main(["version"]) == 0
     assert capsys.readouterr().out == f"llmforge {__version__}\n"
+
+
+def test_streams_that_the_caller_closed_are_no_error(tiny_recipe):
+    command = f"{sys.executable} -m llmforge.cli recipe show r.yaml >&- <&-"
+    done = subprocess.run(["bash", "-c", command], cwd=tiny_recipe, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_folder_or_an_unknown_kind_of_file_has_no_tokens_to_show(
+    tiny_recipe, tiny_tokenizer_dir, capsys, monkeypatch
+):
+    monkeypatch.chdir(tiny_recipe)
+    (tiny_recipe / "chats.docx").write_text("x")
+    for name, said in ((".", "no file '.'"), ("chats.docx", "files of this kind are not read")):
+        assert cli.main(["data", "tokens", "--model", str(tiny_tokenizer_dir), "--template", "chatml", name]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_a_key_without_a_value_is_told_from_a_missing_recipe(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "learning_rate"]) == 2
+    assert "write learning_rate=VALUE" in capsys.readouterr().err

@@ -75,6 +75,7 @@ COMMANDS: dict[str, Command] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns what the process ends with."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _open_streams()
     try:
         return _run(words)
     except ForgeError as error:
@@ -87,6 +88,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (`| head`) is gone; without this Python would complain once more when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _open_streams() -> None:
+    """Python has no stream object where the caller closed one (`>&-`); nothing is read there, and nothing kept."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  as long as the process lives
 
 
 def _run(words: list[str]) -> int:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from llmforge.config.schema import ModelConfig
 from llmforge.data.entry import DatasetEntry
 from llmforge.data.example import IGNORE, Encoded, Message, RowRef
-from llmforge.data.files import read_rows
+from llmforge.data.files import KINDS, kind_of, read_rows
 from llmforge.data.formats.openai import read_message
 from llmforge.data.formats.row import Rejected, RowContext, read_tools
 from llmforge.data.templates.find import get_template
@@ -102,8 +102,10 @@ def _folder(model: str) -> Path:
 
 
 def _chats(path: Path) -> Iterator[Chat]:
-    if not path.exists():
+    if not path.is_file():
         raise RecipeError(f"data tokens: no file {str(path)!r}")
+    if kind_of(path) is None:
+        raise RecipeError(f"data tokens: {str(path)!r}: files of this kind are not read. Known: {', '.join(KINDS)}")
     entry = DatasetEntry(path.name, path, formatting="openai")
     for number, row in read_rows(path, remark=lambda text: print(text, file=sys.stderr)):
         source = RowRef(str(path), number)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from llmforge.config.dump import spoken
 from llmforge.config.load import dump_recipe, load_recipe
 from llmforge.config.names import METRICS
 from llmforge.config.schema import Recipe
@@ -298,3 +299,10 @@ def test_a_plugin_that_fails_is_named():
     Path("bad_plugin.py").write_text("1 / 0\n")
     with pytest.raises(RecipeError, match=r"line 1: plugins: bad_plugin.py failed: ZeroDivisionError"):
         load("plugins: bad_plugin.py\n")
+
+
+def test_a_command_line_is_written_down_without_its_secrets():
+    words = ["train", "r.yaml", "hf_hub_token=hf_x", "--api_key", "k", "--ms_hub_token=m", "lora_rank=4"]
+    assert spoken(words) == [
+        "train", "r.yaml", "hf_hub_token=***", "--api_key", "***", "--ms_hub_token=***", "lora_rank=4",
+    ]  # fmt: skip

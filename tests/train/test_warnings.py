@@ -132,5 +132,11 @@ def test_ranks_are_as_asked_or_one_per_card(words):
     assert num_ranks(load_recipe([*words(), "launch.nproc=3"], "train")) == 3
     with pytest.raises(RecipeError, match="nproc"):
         num_ranks(load_recipe([*words(), "launch.nproc=many"], "train"))
-    with pytest.raises(RecipeError, match="99 ranks on .* CPU cores; at most"):
+    with pytest.raises(RecipeError, match=r"99 ranks on .* CPU cores; at most"):
         num_ranks(load_recipe([*words(), "launch.nproc=99"], "train"))
+
+
+def test_a_best_metric_nobody_measures_is_named(words, train):
+    options = {"val_size": 2, "eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "max_steps": 1}
+    with pytest.raises(RecipeError, match=r"'eval_rouge' is not measured.* Measured: .*loss"):
+        train(metric_for_best_model="eval_rouge", load_best_model_at_end=True, **options)

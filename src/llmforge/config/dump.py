@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +116,18 @@ def _with_absolute_paths(values: dict[str, Any]) -> dict[str, Any]:
         return os.path.abspath(value) if isinstance(value, str) and value and os.path.exists(Path(value)) else value
 
     return {name: absolute(value) if name in PATH_KEYS else value for name, value in values.items()}
+
+
+def spoken(words: Sequence[str]) -> list[str]:
+    """A command line as it may be written down: `key=value` and `--key value` of secret keys without the value."""
+    said: list[str] = []
+    for word in words:
+        key, equals, _ = word.partition("=")
+        hidden = _is_secret_key(key.lstrip("-"))
+        behind = bool(said) and said[-1].startswith("--") and "=" not in said[-1] and _is_secret_key(said[-1][2:])
+        said.append("***" if behind else f"{key}=***" if hidden and equals else word)
+    return said
+
+
+def _is_secret_key(name: str) -> bool:
+    return keys()[name].rule.secret if name in keys() else is_secret(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -83,6 +84,13 @@ def _deepspeed(name: str, values: dict[str, Any], origin: Origin, found: Found) 
         found.missing(name, values[name], origin, "DeepSpeed file")
     else:
         values[name] = path
+        try:
+            settings = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            found.problems.append(Problem(origin, f"{name}: {path} is not valid JSON: {error}"))
+        else:
+            if not isinstance(settings, dict):
+                found.problems.append(Problem(origin, f"{name}: {path} must hold a JSON object"))
 
 
 def _template(name: str, values: dict[str, Any], origin: Origin, found: Found) -> None:

@@ -125,7 +125,8 @@ def _add_file(sources: Sources, path: Path, parents: tuple[Path, ...], said_at: 
         reasons: dict[type, str] = {PermissionError: "may not be read", IsADirectoryError: "is a folder"}
         reason = reasons.get(type(error), "does not exist")
         if said_at is None:
-            raise RecipeError(f"{name}: this recipe {reason}{_beside(path)}") from None
+            value = f". To give a key its value write {name}=VALUE" if name in keys() else ""
+            raise RecipeError(f"{name}: this recipe {reason}{_beside(path)}{value}") from None
         sources.problems.append(Problem(said_at.origin, f"extends: {name} {reason}"))
         return
     except YamlProblem as problem:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from llmforge.config.names import FINETUNING_TYPES
@@ -102,7 +103,11 @@ def load_base(recipe: Recipe, folder: Path, dtype: torch.dtype, device: torch.de
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
     trust = allow_remote_code(folder, config, say)
-    model_config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+    try:
+        model_config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+    except StrictDataclassError as error:  # a value of the wrong type; the last line says which and what was expected
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise RecipeError(f"model_name_or_path: {folder / 'config.json'}: {reason}") from None
     set_rope_scaling(model_config, recipe, say)
     options: dict[str, Any] = {"config": model_config, "dtype": dtype, "trust_remote_code": trust}
     if implementation := attention(config):

@@ -10,6 +10,7 @@ import sys
 from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 
+from llmforge.config.dump import spoken
 from llmforge.config.schema import Recipe
 from llmforge.errors import ForgeError, RecipeError
 from llmforge.runs import RunDir
@@ -117,7 +118,7 @@ def _under_torchrun(words: Sequence[str], recipe: Recipe, ranks: int) -> int:
     _tell_deepspeed(recipe, environment)
     if recipe.model.device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
-    print(f"forge-cli: {ranks} ranks: {' '.join(command[2:])}", file=sys.stderr, flush=True)
+    print(f"forge-cli: {ranks} ranks: {' '.join(spoken(command[2:]))}", file=sys.stderr, flush=True)
     process = subprocess.Popen(command, env=environment, start_new_session=True)
     folder = RunDir(Path(recipe.train.output_dir or "."))
     signals: list[int] = []

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llmforge import __version__
+from llmforge.config.dump import spoken
 from llmforge.config.schema import Recipe
 from llmforge.data.example import RowReport
 from llmforge.data.templates.template import Template
@@ -32,7 +33,7 @@ def manifest(recipe: Recipe, folder: Path, tokenizer: Tokenizer, template: Templ
         "versions": versions(),
         "seed": recipe.train.seed,
         "git": git_commit(),
-        "command": sys.argv,
+        "command": spoken(sys.argv),
         "stage": recipe.finetune.stage,
         "finetuning_type": recipe.finetune.finetuning_type,
         "base_model": recipe.model.model_name_or_path,

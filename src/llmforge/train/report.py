@@ -8,6 +8,7 @@ import sys
 import time
 from typing import Any
 
+from llmforge.config.dump import spoken
 from llmforge.process import process_start
 from llmforge.runs import RunDir
 from llmforge.train.console import Console
@@ -25,7 +26,7 @@ class Report:
         self.state(
             state="starting", phase="check", pid=os.getpid(), process_start=process_start(os.getpid()),
             host=socket.gethostname(), start_time=time.time(), step=0, total_steps=0, error=None, saved=None,
-            alarms=[], command=sys.argv, **about,
+            alarms=[], command=spoken(sys.argv), **about,
         )  # fmt: skip
 
     def state(self, **changes: Any) -> None:

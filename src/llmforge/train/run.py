@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import shlex
 import signal
 import time
 import warnings
@@ -287,6 +288,12 @@ class _OneRun:
             )
         return StoppedByUser(trainer.agreed_signal, saved)
 
+    def _next_commands(self) -> list[str]:
+        """What the folder is good for now; predict only where the recipe names rows to score."""
+        data = self.recipe.data
+        scores = self.recipe.finetune.stage != "pt" and (data.eval_dataset or data.val_size)
+        return ["chat", *(["predict"] if scores else []), "export"]
+
     def _finish(self, trainer: ForgeTrainer, loaded: LoadedModel) -> Path:
         """Save the result, then train_results.json, whose presence says that everything is there."""
         report, folder = self.report, self.folder
@@ -314,7 +321,9 @@ class _OneRun:
             report.say(
                 f"done: {trainer.state.global_step} steps in {gone}, saved in {time.monotonic() - started:.1f} s."
                 f"{shared if saved else ''}\n"
-                f"  forge-cli chat {folder.path}\n  forge-cli predict {folder.path}\n  forge-cli export {folder.path}"
+                + "\n".join(
+                    f"  forge-cli {command} {shlex.quote(str(folder.path))}" for command in self._next_commands()
+                )
             )
         trainer.accelerator.wait_for_everyone()
         return folder.path

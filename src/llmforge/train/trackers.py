@@ -54,6 +54,6 @@ def trackers(names: list[str], say: Callable[[str], None]) -> list[GuardedTracke
             raise RecipeError(f"report_to: {error}") from None
         except (RuntimeError, ImportError) as error:
             raise RecipeError(
-                f"report_to: {name} cannot be used: {error}. Install it, or set report_to: none"
+                f"report_to: {name} cannot be used: {str(error).rstrip('. ')}. Install it, or set report_to: none"
             ) from None
     return found

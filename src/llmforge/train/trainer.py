@@ -22,7 +22,7 @@ from transformers.trainer_callback import PrinterCallback
 from llmforge.config.schema import FinetuneConfig
 from llmforge.data.example import EncodedSet
 from llmforge.data.plan import Batch
-from llmforge.errors import RecipeError, RunError
+from llmforge.errors import RecipeError, RunError, nearest
 from llmforge.model.adapters import count_parameters, loraplus_groups
 from llmforge.model.forward import check_isolation
 from llmforge.runs import RunDir
@@ -251,6 +251,16 @@ class ForgeTrainer(Trainer):
                 f"early stop: {worse} evaluations without a better {self.args.metric_for_best_model}; best: step {best}"
             )
             self.control.should_training_stop = True
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        try:
+            return super()._determine_best_metric(metrics=metrics, trial=trial)
+        except KeyError:
+            wanted, found = self.args.metric_for_best_model, [name.removeprefix("eval_") for name in metrics]
+            raise RecipeError(
+                f"metric_for_best_model: {wanted!r} is not measured.{nearest(wanted, found)} "
+                f"Measured: {', '.join(sorted(found))}; rouge and bleu-4 need predict_with_generate: true"
+            ) from None
 
     def _load_best_model(self) -> None:
         if not self.agreed_signal:  # a stopped run is gone on with, not finished
