@@ -26,7 +26,8 @@ Judge = Callable[[Task, str, str], Record]  # (task, text, finish reason) -> rec
 SLACK = 1.2  # on the guessed length of a prompt
 TOO_MANY_FAILURES = 5  # rows in a row that no server answered
 REPORT_EVERY_S = 5.0
-AGAIN = "That answer was not accepted: {detail}\nWrite the whole answer again, as JSON only."
+MEND = "That answer was not accepted: {detail}\nWrite the whole answer again, as JSON only."
+AGAIN = "(An earlier answer was not accepted: {detail})"
 LONGEST_REPEATED = 4000  # characters of a wrong answer that are shown to the teacher again
 
 
@@ -156,15 +157,19 @@ class Asking:
         return {**reply, "detail": "", "spent": vars(spent), "teacher": teacher}
 
     def _conversation(self, task: Task, detail: str) -> list[dict[str, str]]:
-        """What is sent: the row's messages, and after a wrong answer that answer with what was wrong."""
+        """What is sent: the row's messages, and after a wrong answer what was wrong with it.
+
+        An answer of the wrong form is shown again, to be mended; one of the wrong content is not, since small models
+        would copy it.
+        """
         replies = self.ledger.history.row(task.id).replies
         messages = [dict(message) for message in task.messages]
         if not replies:
             return messages
-        last = replies[-1]["text"]
-        if last.strip() and len(last) <= LONGEST_REPEATED:
+        last, cause = replies[-1]["text"], replies[-1]["cause"]
+        if (cause == "json" or cause.startswith("schema:")) and len(last) <= LONGEST_REPEATED:
             messages.append({"role": "assistant", "content": last})
-            return [*messages, {"role": "user", "content": AGAIN.format(detail=detail)}]
+            return [*messages, {"role": "user", "content": MEND.format(detail=detail)}]
         messages[-1]["content"] += f"\n\n{AGAIN.format(detail=detail)}"
         return messages
 
