@@ -119,6 +119,8 @@ def _under_torchrun(words: Sequence[str], recipe: Recipe, ranks: int) -> int:
     if recipe.model.device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
     print(f"forge-cli: {ranks} ranks: {' '.join(spoken(command[2:]))}", file=sys.stderr, flush=True)
+    if recipe.train.deepspeed and environment.get("DS_ACCELERATOR") == "cpu":
+        print("forge-cli: DeepSpeed compiles its CPU part when it first runs here: minutes of silence", file=sys.stderr)
     process = subprocess.Popen(command, env=environment, start_new_session=True)
     folder = RunDir(Path(recipe.train.output_dir or "."))
     signals: list[int] = []
