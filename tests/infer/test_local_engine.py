@@ -205,18 +205,26 @@ def test_draining_lets_running_requests_end_and_refuses_new_ones(core):
     assert len(ids_of(asyncio.run(scenario()))) == 60
 
 
-def test_stopping_without_drain_ends_what_runs(core):
+def test_stopping_without_drain_ends_what_runs_and_says_so(core):
+    pieces = []
+
     async def scenario():
         engine = LocalEngine(ServedModels(core, [ModelCard("tiny", "tiny")]))
         await engine.start()
-        running = asyncio.create_task(collect(engine, asking(5, max_new_tokens=450)))
-        await asyncio.sleep(0.1)
-        await engine.stop()
-        return await running
 
-    pieces = asyncio.run(scenario())
-    assert pieces[-1].finish_reason == "cancelled"
-    assert pieces[-1].usage.completion_tokens == len(ids_of(pieces)) < 450
+        async def ask():
+            async for piece in engine.generate(asking(5, max_new_tokens=450)):
+                pieces.append(piece)
+
+        running = asyncio.create_task(ask())
+        while not pieces:
+            await asyncio.sleep(0.01)
+        await engine.stop()
+        await running
+
+    with pytest.raises(EngineUnavailable, match="the engine was stopped"):
+        asyncio.run(scenario())
+    assert 0 < len(ids_of(pieces)) < 450
 
 
 def test_adapters_come_and_go_while_the_engine_runs(tiny_model_dir, tmp_path):
