@@ -26,7 +26,9 @@ class Registry:
             RecipeError: no such name; the message holds the nearest and all known names.
         """
         if name not in self._table:
-            raise RecipeError(f"{self.kind}: {name!r} is not known.{nearest(name, self)} Known: {', '.join(sorted(self))}")
+            raise RecipeError(
+                f"{self.kind}: {name!r} is not known.{nearest(name, self)} Known: {', '.join(sorted(self))}"
+            )
         value = self._table[name]
         if isinstance(value, str):
             module, _, attribute = value.partition(":")

@@ -47,9 +47,7 @@ class Sources:
         return [layer.file for layer in self.layers if layer.file]
 
 
-def read_sources(
-    words: Sequence[str], flags: frozenset[str] = frozenset(), groups: Sequence[str] = NESTED
-) -> Sources:
+def read_sources(words: Sequence[str], flags: frozenset[str] = frozenset(), groups: Sequence[str] = NESTED) -> Sources:
     """Read the words behind a command.
 
     Args:
