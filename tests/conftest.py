@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
+
+# Before torch starts: sums over several threads differ in the last bit when the machine is busy, and tiny models gain
+# nothing from a second one. The processes that tests start inherit it.
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+
+from llmforge.config import names
+from llmforge.registry import Registry
 
 SENTENCES = (
     "The printer on floor 3 is jammed again.",
@@ -20,6 +28,14 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+
+
+@pytest.fixture(autouse=True)
+def names_of_one_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers, as plugins do, goes with it."""
+    for table in vars(names).values():
+        if isinstance(table, Registry):
+            monkeypatch.setattr(table, "_table", dict(table._table))
 
 
 @pytest.fixture(scope="session")

@@ -227,6 +227,23 @@ def test_stopping_without_drain_ends_what_runs_and_says_so(core):
     assert 0 < len(ids_of(pieces)) < 450
 
 
+def test_a_server_and_its_application_may_both_stop_the_engine(core):
+    async def scenario():
+        engine = LocalEngine(ServedModels(core, [ModelCard("tiny", "tiny")]))
+        await engine.start()
+        running = asyncio.create_task(collect(engine, asking(5, max_new_tokens=450)))
+        while not engine.stats().running:
+            await asyncio.sleep(0.01)
+        patient = asyncio.create_task(engine.stop(5.0))
+        await asyncio.sleep(0)  # it waits for the request by now
+        await engine.stop()
+        await patient
+        with pytest.raises(EngineUnavailable, match="the engine was stopped"):
+            await running
+
+    asyncio.run(scenario())
+
+
 def test_adapters_come_and_go_while_the_engine_runs(tiny_model_dir, tmp_path):
     from peft import LoraConfig, get_peft_model
 

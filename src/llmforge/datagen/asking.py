@@ -164,7 +164,7 @@ class Asking:
         """
         replies = self.ledger.history.row(task.id).replies
         messages = [dict(message) for message in task.messages]
-        if not replies:
+        if not replies or replies[-1]["cause"] is None:  # a good answer whose row a full disk did not take
             return messages
         last, cause = replies[-1]["text"], replies[-1]["cause"]
         if (cause == "json" or cause.startswith("schema:")) and len(last) <= LONGEST_REPEATED:

@@ -90,8 +90,9 @@ class LocalEngine:
         self._thread.start()
 
     async def stop(self, drain_s: float = 0.0) -> None:
-        """Refuse new requests, let the others go on for `drain_s` seconds, then cancel them."""
-        if self._thread is None:
+        """Refuse new requests, let the others go on for `drain_s` seconds, then cancel them. May be called twice."""
+        thread = self._thread  # a second caller may end the wait of the first
+        if thread is None:
             return
         self._state = "draining"
         ends_at = time.monotonic() + drain_s
@@ -103,7 +104,7 @@ class LocalEngine:
                 ticket.put(EngineUnavailable("the engine was stopped"))  # before its last piece, so that it is the end
                 ticket.job.cancelled = True
             self._changed.notify_all()
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(thread.join)
         self._thread = None
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
