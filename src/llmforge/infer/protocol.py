@@ -54,6 +54,10 @@ class Sampling:
     logprobs: int | None = None  # number of alternatives to report per token; None: no logprobs
     ignore_eos: bool = False
     n: int = 1
+    penalty_alpha: float = 0.0  # above 0: contrastive decoding among the `top_k` likeliest tokens; nothing is drawn
+
+
+POOLINGS = ("mean", "last", "cls")
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,7 @@ class ModelCard:
     adapter: str | None = None
     context_length: int = 0
     aliases: tuple[str, ...] = ()
+    tasks: frozenset[str] = frozenset({"generate"})  # of "generate", "embed", "score": what requests may name it for
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,7 @@ class EngineStats:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Unit-length vectors, one per text."""
+    """Unit-length vectors, one per text; `prompt_tokens` are those read, control tokens included."""
 
     vectors: Sequence[Sequence[float]]
     prompt_tokens: int
@@ -150,10 +155,15 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class Scores:
-    """Reward of each conversation."""
+    """Reward of each conversation: the value head's output at its last token.
 
-    scores: Sequence[float]
+    A conversation that is too long has score None and a reason; the others are scored.
+    """
+
+    scores: Sequence[float | None]
     prompt_tokens: int
+    token_scores: Sequence[Sequence[float]] = ()  # per conversation, the value at each of its tokens
+    reasons: Sequence[str | None] = ()
 
 
 class RequestError(RecipeError):
@@ -201,13 +211,18 @@ class Engine(Protocol):
 
     `generate` raises RequestError, EngineBusy or EngineUnavailable at the first step, before any piece; a request that
     fails later raises EngineFailure. Closing its iterator cancels the request.
+
+    `embed` pools the last hidden states of each text: "mean", "last" or "cls", "" for what the model was made for. A
+    text longer than the model reads is refused, or with `max_tokens` cut to so many tokens.
     """
 
     async def start(self) -> None: ...
     async def stop(self, drain_s: float = 0.0) -> None: ...
     def generate(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]: ...
-    async def embed(self, model: str, texts: list[str], pooling: str) -> Embeddings: ...
-    async def score(self, model: str, conversations: list[Conversation]) -> Scores: ...
+    async def embed(
+        self, model: str, texts: Sequence[str | TokenIds], pooling: str = "", max_tokens: int | None = None
+    ) -> Embeddings: ...
+    async def score(self, model: str, conversations: Sequence[Conversation | TokenIds]) -> Scores: ...
     async def load_adapter(self, name: str, path: str) -> None: ...
     async def unload_adapter(self, name: str) -> None: ...
     def models(self) -> list[ModelCard]: ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
@@ -27,6 +27,7 @@ from llmforge.infer.protocol import (
     RequestError,
     Sampling,
     Scores,
+    TokenIds,
     UnknownModel,
     Usage,
 )
@@ -141,10 +142,12 @@ class RemoteEngine:
             last = number == len(choices) - 1
             yield _piece(choice, number, usage if last else None, bool(body.get("tools")))
 
-    async def embed(self, model: str, texts: list[str], pooling: str) -> Embeddings:
+    async def embed(
+        self, model: str, texts: Sequence[str | TokenIds], pooling: str = "", max_tokens: int | None = None
+    ) -> Embeddings:
         raise RequestError("the remote engine makes no embeddings yet")
 
-    async def score(self, model: str, conversations: list[Conversation]) -> Scores:
+    async def score(self, model: str, conversations: Sequence[Conversation | TokenIds]) -> Scores:
         raise RequestError("the remote engine gives no reward scores: the OpenAI wire format has none")
 
     async def load_adapter(self, name: str, path: str) -> None:

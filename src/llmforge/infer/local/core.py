@@ -71,7 +71,7 @@ class LocalCore:
         self.grammars = Grammars(tokenizer, self.vocab_size, sorted(self.stop_ids))
 
     def capabilities(self) -> Capabilities:
-        names = frozenset(field.name for field in dataclasses.fields(Sampling))
+        names = frozenset(field.name for field in dataclasses.fields(Sampling)) - {"penalty_alpha"}
         return Capabilities(sampling=names, constraints=grammar_kinds())
 
     def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, Piece]]:

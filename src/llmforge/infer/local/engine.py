@@ -12,7 +12,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 from llmforge.config.schema import Recipe
 from llmforge.infer.local.reply import Job
@@ -30,6 +30,7 @@ from llmforge.infer.protocol import (
     Piece,
     RequestError,
     Scores,
+    TokenIds,
     UnknownModel,
 )
 
@@ -133,10 +134,12 @@ class LocalEngine:
         finally:
             self._leave(ticket)
 
-    async def embed(self, model: str, texts: list[str], pooling: str) -> Embeddings:
+    async def embed(
+        self, model: str, texts: Sequence[str | TokenIds], pooling: str = "", max_tokens: int | None = None
+    ) -> Embeddings:
         raise RequestError("the local engine makes no embeddings yet")
 
-    async def score(self, model: str, conversations: list[Conversation]) -> Scores:
+    async def score(self, model: str, conversations: Sequence[Conversation | TokenIds]) -> Scores:
         raise RequestError("the local engine gives no reward scores yet")
 
     async def load_adapter(self, name: str, path: str) -> None:
