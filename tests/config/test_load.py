@@ -306,3 +306,9 @@ def test_a_command_line_is_written_down_without_its_secrets():
     assert spoken(words) == [
         "train", "r.yaml", "hf_hub_token=***", "--api_key", "***", "--ms_hub_token=***", "lora_rank=4",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "word", "flag"), [("chat", "--promt", "--prompt"), ("predict", "--jsn", "--json")])
+def test_a_slip_in_a_command_s_own_flag_leads_to_that_flag(command, word, flag):
+    with pytest.raises(RecipeError, match=rf"command line: {word[2:]}: no such key\. Did you mean '{flag}'\?"):
+        load("", "model_name_or_path=m", word, command=command)

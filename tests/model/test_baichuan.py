@@ -138,7 +138,7 @@ def test_a_recipe_for_the_original_trains_on_the_llama_layout(published):
     )
     loaded = load_model(recipe, for_training=True)
     assert loaded.folder != folder
-    assert loaded.model.active_peft_config.target_modules == {"q_proj", "k_proj", "v_proj"}
+    assert loaded.model.active_peft_config.target_modules == ["k_proj", "q_proj", "v_proj"]
     assert count_parameters(loaded.model)[0] == LAYERS * 3 * 4 * (HIDDEN + HIDDEN)
     assert "auto_map" not in json.loads((loaded.folder / "config.json").read_text())
 

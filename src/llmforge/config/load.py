@@ -27,6 +27,7 @@ from llmforge.errors import ForgeError
 
 __all__ = ["dump_recipe", "load_recipe"]
 
+FLAGS = {"chat": ("--prompt", "--system", "--compare"), "predict": ("--json",)}  # what commands read besides keys
 SECRETS_FROM = {"api_key": "FORGE_API_KEY", "hf_hub_token": "HF_TOKEN", "ms_hub_token": "MODELSCOPE_API_TOKEN"}
 
 
@@ -74,7 +75,7 @@ class _Loading:
             self.command = _command_of(self.given)
 
     def _merge(self, items: list[Given]) -> None:
-        layer = translate(items)
+        layer = translate(items, FLAGS.get(self.command, ()))
         self.problems += layer.problems
         self.notes += layer.notes
         self.later += layer.later

@@ -26,11 +26,15 @@ class Translated:
     notes: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     later: list[Given] = field(default_factory=list)
+    flags: tuple[str, ...] = ()
 
 
-def translate(items: list[Given]) -> Translated:
-    """Translate the keys of one layer; a key and its old name in the same layer contradict each other."""
-    result = Translated()
+def translate(items: list[Given], flags: tuple[str, ...] = ()) -> Translated:
+    """Translate the keys of one layer; a key and its old name in the same layer contradict each other.
+
+    `flags` are words such as --prompt that the command itself reads; a slip may mean one of them.
+    """
+    result = Translated(flags=flags)
     parts = [part for item in items for part in _parts(item, result)]
     weak = {name for name, alias in aliases.RENAMED.items() if alias.weak}
     for part in sorted(parts, key=lambda p: p.key in weak):  # a weak alias looks at what is already there
@@ -95,7 +99,7 @@ def _take(item: Given, result: Translated) -> None:
         if _asks(value):
             result.notes.append(f"{origin.text}: {key}: no effect here; {aliases.NOTED[key]}")
     elif key not in aliases.REFUSED:
-        result.problems.append(Problem(origin, f"{key}: no such key{nearest_key(key)}"))
+        result.problems.append(Problem(origin, f"{key}: no such key{nearest_key(key, result.flags)}"))
 
 
 def _rename(item: Given, alias: aliases.Alias, result: Translated) -> None:
@@ -152,12 +156,15 @@ def merged(base: dict, over: dict) -> dict:
     return base | both
 
 
-def nearest_key(name: str) -> str:
+def nearest_key(name: str, flags: tuple[str, ...] = ()) -> str:
     """ " Did you mean 'x'?" over everything a recipe may hold; a nested key also by its last word."""
     for group in NESTED:
         if name in {k.field for k in keys().values() if k.group == group}:
             return f". Did you mean '{group}.{name}'?"
-    close = nearest(name, [*keys(), *HANDED_ON, *NESTED, *TOP_LEVEL, "extends"]) or nearest(
+    flag_names = [flag.lstrip("-") for flag in flags]
+    close = nearest(name, [*flag_names, *keys(), *HANDED_ON, *NESTED, *TOP_LEVEL, "extends"]) or nearest(
         name, [*aliases.RENAMED, *aliases.LATER, *aliases.NOTED]
     )
+    for flag in flags:
+        close = close.replace(f"'{flag.lstrip('-')}'", f"'{flag}'")
     return "." + close if close else ""

@@ -143,6 +143,7 @@ def continue_adapter(model: Any, adapters: list[str]) -> Any:
     )
     say(f"continuing the adapter {adapters[-1]} ({settings}); its settings hold, not the recipe's")
     model = _read(model, adapters[-1], ADAPTER, learns=True)
+    _in_order(model.active_peft_config)
     _learn_in_fp32(model)
     return model
 
@@ -251,6 +252,14 @@ def _learn_in_fp32(model: nn.Module) -> None:
             parameter.data = parameter.data.float()
 
 
+def _in_order(config: Any) -> None:
+    """Sets of names as sorted lists: adapter_config.json is then the same in every process."""
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if isinstance(value, set):
+            setattr(config, item.name, sorted(value))
+
+
 def _wrap(model: Any, config_class: Any, arguments: dict[str, Any], key: str) -> Any:
     try:
         config = config_class(**arguments)
@@ -258,6 +267,7 @@ def _wrap(model: Any, config_class: Any, arguments: dict[str, Any], key: str) ->
             model = peft.get_peft_model(model, config)
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"{key}: peft refuses these settings: {error}") from None
+    _in_order(config)
     _learn_in_fp32(model)
     return model
 
