@@ -31,7 +31,8 @@ class Batch:
         position_ids: the same shape; each row counts from 0, padding goes on counting.
         segments: (S, 3) flat start, end, subtree end. A token sees its own segment up to itself (and all segments
             that hold it in their subtree). Padding belongs to no segment.
-        state: (N,) flat index of the hidden state that predicts a target. A row's first token is never a target.
+        state: (N,) flat index of the hidden state that predicts a target (laid with `shift` 0: of the target itself).
+            A row's first token is never a target.
         target: (N,) the id to predict from that state.
         row: (N,) which row of the batch the target counts for, 0 to num_rows - 1.
         num_rows: rows in the batch.
@@ -170,15 +171,21 @@ def even_parts(costs: np.ndarray, parts: int) -> list[range]:
     return [range(bounds[i], bounds[i + 1]) for i in range(parts)]
 
 
-def lay_tree(rows: Sequence[Encoded], group: Sequence[int], min_shared: int = MIN_SHARED) -> Batch:
-    """Rows `group` on a single line in which shared starts stand once."""
+def lay_tree(rows: Sequence[Encoded], group: Sequence[int], min_shared: int = MIN_SHARED, *, shift: int = 1) -> Batch:
+    """Rows `group` on a single line in which shared starts stand once; `shift` as in `lay_padded`."""
     chosen = [rows[i] for i in group]
     forest = build_forest([np.asarray(row.input_ids, np.int64) for row in chosen], min_shared)
-    return _with_targets(forest.tokens[None], forest.positions[None], chosen, forest.paths, forest.segments, group)
+    return _with_targets(
+        forest.tokens[None], forest.positions[None], chosen, forest.paths, forest.segments, group, shift
+    )
 
 
-def lay_padded(rows: Sequence[Encoded], group: Sequence[int], pad_id: int = 0) -> Batch:
-    """Rows `group` on one line each, padded on the right to the longest."""
+def lay_padded(rows: Sequence[Encoded], group: Sequence[int], pad_id: int = 0, *, shift: int = 1) -> Batch:
+    """Rows `group` on one line each, padded on the right to the longest.
+
+    A label belongs to the hidden state `shift` places before it: 1 where the token is to be predicted, 0 where the
+    token itself gets a value.
+    """
     chosen = [rows[i] for i in group]
     width = max((len(row.input_ids) for row in chosen), default=1)
     input_ids = np.full((len(chosen), width), pad_id, np.int64)
@@ -186,11 +193,11 @@ def lay_padded(rows: Sequence[Encoded], group: Sequence[int], pad_id: int = 0) -
         input_ids[line, : len(row.input_ids)] = row.input_ids
     starts = np.arange(len(chosen), dtype=np.int64) * width
     position_ids = np.broadcast_to(np.arange(width, dtype=np.int64), input_ids.shape).copy()
-    return _with_targets(input_ids, position_ids, chosen, *_own_lines(chosen, starts), group)
+    return _with_targets(input_ids, position_ids, chosen, *_own_lines(chosen, starts), group, shift)
 
 
-def lay_packed(rows: Sequence[Encoded], group: Sequence[int]) -> Batch:
-    """Rows `group` one after the other on a single line."""
+def lay_packed(rows: Sequence[Encoded], group: Sequence[int], *, shift: int = 1) -> Batch:
+    """Rows `group` one after the other on a single line; `shift` as in `lay_padded`."""
     chosen = [rows[i] for i in group]
     lengths = [len(row.input_ids) for row in chosen]
     starts = np.cumsum([0, *lengths[:-1]], dtype=np.int64)[: len(chosen)]
@@ -203,6 +210,7 @@ def lay_packed(rows: Sequence[Encoded], group: Sequence[int]) -> Batch:
         chosen,
         *_own_lines(chosen, starts),
         group,
+        shift,
     )
 
 
@@ -220,14 +228,15 @@ def _with_targets(
     paths: list[np.ndarray],
     segments: np.ndarray,
     group: Sequence[int],
+    shift: int,
 ) -> Batch:
-    """Find the supervised pairs: the label at place t of a row is predicted from its hidden state at t - 1."""
+    """Find the supervised pairs: the label at place t of a row goes with its hidden state at t - shift."""
     states, targets, owners = [], [], []
     for number, (row, path) in enumerate(zip(chosen, paths, strict=True)):
         labels = np.asarray(row.labels, np.int64)
-        learned = np.flatnonzero(labels[1:] != IGNORE)
+        learned = np.flatnonzero(labels[shift:] != IGNORE)
         states.append(path[learned])
-        targets.append(labels[1:][learned])
+        targets.append(labels[shift:][learned])
         owners.append(np.full(len(learned), number, np.int64))
     empty = np.zeros(0, np.int64)
     return Batch(

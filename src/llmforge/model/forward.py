@@ -48,7 +48,7 @@ def token_losses(model: nn.Module, batch: Batch, label_smoothing: float = 0.0) -
 
     With `label_smoothing` e the target has weight 1 - e and all V tokens share e (Szegedy et al. 2016).
     """
-    inner = _causal_lm(model)
+    inner = causal_lm(model)
     if (head := _plain_head(inner)) is not None:
         states, logits = _forward(model, batch, keep=1)
         if _is_all_of_the_head(inner, head, states, logits):
@@ -87,7 +87,7 @@ def check_isolation(model: nn.Module) -> None:
     from llmforge.data.example import Encoded
     from llmforge.data.plan import lay_packed
 
-    inner = _causal_lm(model)
+    inner = causal_lm(model)
     draw = np.random.default_rng(0)
     vocabulary = inner.config.get_text_config().vocab_size
     first, other, watched = (draw.integers(0, vocabulary, 8).tolist() for _ in range(3))
@@ -108,7 +108,7 @@ def check_isolation(model: nn.Module) -> None:
 
 def _over_logits(model: nn.Module, batch: Batch, of_logits: OfLogits) -> tuple[Tensor, ...]:
     """Apply `of_logits` to the logits of all supervised positions, in as many chunks as MAX_LOGITS asks for."""
-    inner = _causal_lm(model)
+    inner = causal_lm(model)
     chunk = max(1, MAX_LOGITS // inner.config.get_text_config().vocab_size)
     whole = len(batch.state) <= chunk
     states, logits = _forward(model, batch, keep=None if whole else 1)
@@ -136,7 +136,7 @@ def _over_logits(model: nn.Module, batch: Batch, of_logits: OfLogits) -> tuple[T
 
 def _forward(model: nn.Module, batch: Batch, keep: int | None) -> tuple[Tensor, Tensor]:
     """One forward pass; the supervised states (N, H) and the logits of the first `keep` of them (None: of all)."""
-    inner = _causal_lm(model)
+    inner = causal_lm(model)
     head = inner.get_output_embeddings()
     if head is None:
         raise RecipeError(f"{type(inner).__name__} has no output head; a causal language model is needed")
@@ -230,7 +230,7 @@ def _nothing(logits: Tensor) -> Tensor:
     return logits
 
 
-def _causal_lm(model: Any) -> Any:
+def causal_lm(model: Any) -> Any:
     """The transformers model inside DDP, DeepSpeed, torch.compile and peft wrappers."""
     while True:
         if hasattr(model, "get_base_model"):
