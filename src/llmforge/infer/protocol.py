@@ -121,6 +121,10 @@ class ModelCard:
     context_length: int = 0
     aliases: tuple[str, ...] = ()
     tasks: frozenset[str] = frozenset({"generate"})  # of "generate", "embed", "score": what requests may name it for
+    tool_format: str | None = (
+        None  # how its replies write calls (data/templates/tools.py), so that they can be streamed
+    )
+    max_prompt_bytes: int = 0  # a longer prompt cannot fit, however it is tokenised; 0: not known
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,8 @@ class Capabilities:
     embed: bool = False
     score: bool = False
     adapters_at_run_time: bool = False
+    tokenize: bool = False
+    max_running: int = 0  # replies decoded together; 0: not known
 
 
 @dataclass(frozen=True)
@@ -214,6 +220,9 @@ class Engine(Protocol):
 
     `embed` pools the last hidden states of each text: "mean", "last" or "cls", "" for what the model was made for. A
     text longer than the model reads is refused, or with `max_tokens` cut to so many tokens.
+
+    `tokenize` gives the ids a prompt would have; a text is a raw prompt (of a base model), with bos where the tokenizer
+    adds one, and a control token typed in it stays text.
     """
 
     async def start(self) -> None: ...
@@ -223,6 +232,8 @@ class Engine(Protocol):
         self, model: str, texts: Sequence[str | TokenIds], pooling: str = "", max_tokens: int | None = None
     ) -> Embeddings: ...
     async def score(self, model: str, conversations: Sequence[Conversation | TokenIds]) -> Scores: ...
+    async def tokenize(self, model: str, prompt: Conversation | str) -> list[int]: ...
+    async def detokenize(self, model: str, ids: Sequence[int]) -> str: ...
     async def load_adapter(self, name: str, path: str) -> None: ...
     async def unload_adapter(self, name: str) -> None: ...
     def models(self) -> list[ModelCard]: ...

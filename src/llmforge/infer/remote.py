@@ -150,6 +150,12 @@ class RemoteEngine:
     async def score(self, model: str, conversations: Sequence[Conversation | TokenIds]) -> Scores:
         raise RequestError("the remote engine gives no reward scores: the OpenAI wire format has none")
 
+    async def tokenize(self, model: str, prompt: Conversation | str) -> list[int]:
+        raise RequestError("the remote engine has no tokenizer; ask its server")
+
+    async def detokenize(self, model: str, ids: Sequence[int]) -> str:
+        raise RequestError("the remote engine has no tokenizer; ask its server")
+
     async def load_adapter(self, name: str, path: str) -> None:
         raise RequestError("a remote server's adapters are loaded on that server")
 

@@ -72,7 +72,7 @@ class LocalCore:
 
     def capabilities(self) -> Capabilities:
         names = frozenset(field.name for field in dataclasses.fields(Sampling)) - {"penalty_alpha"}
-        return Capabilities(sampling=names, constraints=grammar_kinds())
+        return Capabilities(names, grammar_kinds(), tokenize=True, max_running=self.max_rows)
 
     def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, Piece]]:
         """(request number, piece) as they come. A request that cannot run gets one piece with its error."""

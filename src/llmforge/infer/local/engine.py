@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 from llmforge.config.schema import Recipe
+from llmforge.infer.local.raw import conversation_ids, raw_ids
 from llmforge.infer.local.reply import Job
 from llmforge.infer.local.served import ServedModels
 from llmforge.infer.protocol import (
@@ -141,6 +142,30 @@ class LocalEngine:
 
     async def score(self, model: str, conversations: Sequence[Conversation | TokenIds]) -> Scores:
         raise RequestError("the local engine gives no reward scores yet")
+
+    async def tokenize(self, model: str, prompt: Conversation | str) -> list[int]:
+        """See Engine.
+
+        Raises:
+            RequestError: the model is not served, or the messages do not fit the template.
+        """
+        if model not in self.served.table:
+            raise UnknownModel(model, list(self.served.table))
+        if isinstance(prompt, str):
+            return await asyncio.to_thread(raw_ids, self.core.tokenizer, prompt)
+        return await asyncio.to_thread(conversation_ids, self.core.template, self.core.tokenizer, prompt)
+
+    async def detokenize(self, model: str, ids: Sequence[int]) -> str:
+        """See Engine.
+
+        Raises:
+            RequestError: the model is not served, or an id is outside its vocabulary.
+        """
+        if model not in self.served.table:
+            raise UnknownModel(model, list(self.served.table))
+        if strange := [id for id in ids if not 0 <= id < len(self.core.tokenizer)]:
+            raise RequestError(f"tokens: no such ids: {strange[:5]}", param="tokens")
+        return await asyncio.to_thread(self.core.tokenizer.decode, ids)
 
     async def load_adapter(self, name: str, path: str) -> None:
         """Serve one more adapter.

@@ -10,6 +10,7 @@ from typing import Any
 from llmforge.config.schema import ModelConfig, Recipe
 from llmforge.errors import RecipeError
 from llmforge.infer.local.core import LocalCore
+from llmforge.infer.local.raw import longest_token, streamable_tools
 from llmforge.infer.protocol import ModelCard, UnknownModel
 
 
@@ -113,7 +114,15 @@ class ServedModels:
         if name in self._cards:
             raise RecipeError(f"two served models are called {name!r}; set served_model_name or rename one of adapters")
         self.table[name] = inner
-        self._cards[name] = ModelCard(name, base, path, self.core.context_length or 0)
+        context = self.core.context_length or 0
+        self._cards[name] = ModelCard(
+            name,
+            base,
+            path,
+            context,
+            tool_format=streamable_tools(self.core.template),
+            max_prompt_bytes=context * longest_token(self.core.tokenizer),
+        )
 
 
 def _peft_config(folder: Path) -> Any:
