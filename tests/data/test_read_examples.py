@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from llmforge.data.read import read_examples
+from llmforge.data.read import LONGEST_ROW, read_examples
 from llmforge.data.registry import load_registry, resolve_dataset
 from llmforge.errors import RecipeError
 
@@ -291,3 +291,14 @@ def test_real_files_read_without_an_entry(path):
     examples, report = read_examples(resolve_dataset(str(DATA / path), {}), stage=stage)
     assert (report.rows_in, report.rows_out, len(examples)) == (rows_in, rows_out, rows_out)
     assert len(report.rejected) == rows_in - rows_out
+
+
+def test_a_row_as_long_as_a_file_is_left_out_by_its_number(tmp_path):
+    path = tmp_path / "long.jsonl"
+    long = json.dumps({"instruction": "q", "output": "word " * (LONGEST_ROW // 5)})
+    path.write_text(f'{{"instruction": "q", "output": "a"}}\n{long}\n', encoding="utf-8")
+    examples, report = read_examples(resolve_dataset(str(path), {}), stage="sft")
+    assert (report.rows_in, len(examples)) == (2, 1)
+    assert [(source.row, reason) for source, reason in report.rejected] == [
+        (2, "10,000,001 characters; a row may have 10,000,000: cut it into several")
+    ]

@@ -19,6 +19,7 @@ from llmforge.data.recognise import recognise
 from llmforge.errors import RecipeError, nearest
 
 HEAD = 100  # rows looked at before reading: which columns there are, which form messages have
+LONGEST_ROW = 10_000_000  # characters; tokenising them takes 10 s and 2 GB, and all but cutoff_len is thrown away
 
 
 def read_examples(
@@ -101,6 +102,9 @@ def _convert(
                 missing[reason.column] = missing.get(reason.column, 0) + 1
                 columns.update(dict.fromkeys(row))
             continue
+        if (size := _characters(example)) > LONGEST_ROW:
+            report.reject(source, f"{size:,} characters; a row may have {LONGEST_ROW:,}: cut it into several")
+            continue
         value = row.get(group_by) if group_by else None
         report.rows_out += 1
         for what in context.fixes:
@@ -113,6 +117,11 @@ def _convert(
         if count == report.rows_in:
             raise _no_column(entry, column, list(columns))
     report.notes += context.differs_from_llamafactory()
+
+
+def _characters(example: Example) -> int:
+    replies = (reply for reply in (example.chosen, example.rejected) if reply)
+    return len(example.text or "") + sum([len(message.content) for message in (*example.messages, *replies)])
 
 
 def _rows(entry: DatasetEntry, report: RowReport) -> Iterator[tuple[RowRef, Any]]:
