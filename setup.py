@@ -10,7 +10,7 @@ VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "src/llmforge/__init__.py"
 
 EXTRAS = {
     "deepspeed": ["deepspeed>=0.18"],
-    "serve": ["fastapi>=0.115", "sse-starlette>=3.3", "uvicorn>=0.30", "llguidance>=1.0"],
+    "serve": ["fastapi>=0.115", "uvicorn>=0.30", "prometheus-client>=0.20", "llguidance>=1.0"],
     "webui": ["gradio>=6.27"],
     "data": [
         "openai>=2.0",
@@ -39,6 +39,8 @@ EXTRAS["dev"] = [
     "jsonschema>=4.20",
     "ruff>=0.8",
     "mypy>=1.11",
+    "langchain-openai>=1.0",
+    "schemathesis>=4.0",
     "types-PyYAML",
 ]
 

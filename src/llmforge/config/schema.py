@@ -13,6 +13,8 @@ from llmforge.config.option import option
 
 TRAIN = ("train",)
 GENERATION = ("predict", "chat", "api")
+RL = ("ppo", "grpo")
+REFERENCE_STAGES = ("dpo", "kto", "ppo")
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,115 @@ class FinetuneConfig:
     freeze_trainable_modules: list[str] = option(["all"], "Modules inside those layers.")
     freeze_extra_modules: list[str] = option([], "Modules outside the layers that learn too.")
     pure_bf16: bool = option(False, "Train whole-model weights in bf16 without fp32 copies.")
+    rm_loss: str = option(
+        "token",
+        "Where a reward model compares two replies: at every token, at their means, or at their ends.",
+        choices=("token", "mean", "end"),
+        stages=("rm",),
+    )
+    pref_loss: str = option(
+        "sigmoid",
+        "Loss over pairs; orpo and simpo need no reference.",
+        choices=("sigmoid", "hinge", "ipo", "kto_pair", "orpo", "simpo"),
+        stages=("dpo",),
+    )
+    pref_beta: float = option(
+        0.1, "How far the policy is held to the reference; larger is nearer.", above=0, stages=("dpo", "kto")
+    )
+    pref_ftx: float = option(
+        0.0, "Weight of the good replies' cross-entropy beside the loss.", at_least=0, stages=("dpo", "kto")
+    )
+    dpo_label_smoothing: float = option(
+        0.0, "Share of pairs believed to be the wrong way round.", at_least=0, below=0.5, stages=("dpo",)
+    )
+    simpo_gamma: float = option(0.5, "Margin by which simpo wants the good reply ahead.", at_least=0, stages=("dpo",))
+    kto_chosen_weight: float = option(1.0, "Weight of desirable replies.", at_least=0, stages=("kto",))
+    kto_rejected_weight: float = option(1.0, "Weight of undesirable replies.", at_least=0, stages=("kto",))
+    ref_model: str | None = option(
+        None, "Reference model; default: the model as it is before the first step.", stages=REFERENCE_STAGES
+    )
+    ref_model_adapters: list[str] = option([], "Adapters of the reference model.", stages=REFERENCE_STAGES)
+    ref_model_quantization_bit: int | None = option(
+        None, "Load the reference model in 8 or 4 bit.", choices=(8, 4), stages=REFERENCE_STAGES
+    )
+    precompute_ref_log_probs: bool | None = option(
+        None,
+        "Ask the reference once for each row, before training; default: where rows come again or nothing else can.",
+        stages=("dpo", "kto"),
+    )
+
+
+@dataclass(frozen=True)
+class RlConfig:
+    """How replies are drawn, rewarded and learned from in the stages ppo and grpo."""
+
+    reward_model: str | None = option(
+        None,
+        "Run folder of a reward model (stage rm), or base URL of a server that scores: http://127.0.0.1:8000/v1.",
+        stages=RL,
+    )
+    reward_model_name: str | None = option(
+        None, "Served name of the reward model behind a URL; default: the first one there.", stages=RL
+    )
+    reward_funcs: list[str] = option(
+        [], "Functions that reward a reply; plugins add their own.", choices="REWARDS", stages=RL
+    )
+    reward_weights: list[float] = option(
+        [], "Weights of reward_model and then of each of reward_funcs in their sum; default 1 each.", stages=RL
+    )
+    reward_pattern: str | None = option(
+        None, "Regular expression of the reward function regex; it must fit somewhere in the reply.", stages=RL
+    )
+    num_generations: int | None = option(
+        None, "Replies drawn to a prompt; default 1 for ppo, 8 for grpo.", at_least=1, stages=RL
+    )
+    rollout_temperature: float = option(
+        1.0, "Flatness of the distribution that roll-outs draw from; 1 is the policy itself.", above=0, stages=RL
+    )
+    rollout_top_p: float = option(1.0, "Smallest set of tokens roll-outs draw from.", above=0, at_most=1, stages=RL)
+    rollout_top_k: int = option(0, "Likeliest tokens roll-outs draw from; 0: all.", at_least=0, stages=RL)
+    ppo_epochs: int = option(1, "Times each roll-out is learned from; above 1 the ratios drift.", at_least=1, stages=RL)
+    ppo_buffer_size: int = option(1, "Optimizer steps' worth of replies drawn at once.", at_least=1, stages=RL)
+    ppo_clip: float = option(0.2, "The ratio of new to old probability counts up to 1 +- this.", above=0, stages=RL)
+    ppo_entropy_coef: float = option(0.0, "Weight of the policy's entropy in the loss.", at_least=0, stages=RL)
+    ppo_max_kl: float | None = option(
+        1.0, "KL to the reference, in nats a token, at which training stops; null never stops.", above=0, stages=RL
+    )
+    ppo_kl_coef: float = option(0.1, "Weight of the KL penalty in the rewards.", at_least=0, stages=("ppo",))
+    ppo_target: float | None = option(
+        None, "KL in nats a reply towards which ppo_kl_coef is steered; default: it stays.", above=0, stages=("ppo",)
+    )
+    ppo_gamma: float = option(1.0, "Discount of later rewards.", above=0, at_most=1, stages=("ppo",))
+    ppo_lambda: float = option(0.95, "Lambda of the advantage estimate.", at_least=0, at_most=1, stages=("ppo",))
+    ppo_value_clip: float = option(0.2, "New values count up to old values +- this.", above=0, stages=("ppo",))
+    ppo_reward_clip: float = option(5.0, "Scores are cut to +- this.", above=0, stages=("ppo",))
+    ppo_score_norm: bool = option(False, "Scores minus their running mean over their deviation.", stages=("ppo",))
+    ppo_whiten_rewards: bool = option(False, "Divide the rewards of a roll-out by their deviation.", stages=("ppo",))
+    ppo_whiten_advantages: bool = option(
+        False, "Advantages of a roll-out with mean 0 and deviation 1.", stages=("ppo",)
+    )
+    critic_learning_rate: float | None = option(
+        None, "Peak learning rate of the critic; default: learning_rate.", above=0, stages=("ppo",)
+    )
+    ppo_ema_decay: float = option(
+        0.992,
+        "Decay of the average of the actor's weights that is saved as actor_ema; 0 keeps none.",
+        at_least=0,
+        below=1,
+        stages=("ppo",),
+    )
+    grpo_kl_coef: float = option(
+        0.0, "Weight of the KL to the reference in the loss; 0 computes no reference.", at_least=0, stages=("grpo",)
+    )
+    grpo_scale_rewards: bool = option(
+        True, "Divide advantages by the standard deviation of their group.", stages=("grpo",)
+    )
+    grpo_loss: str = option(
+        "reply",
+        "What the mean runs over: reply weighs all replies alike (GRPO), token all tokens (DAPO).",
+        choices=("reply", "token"),
+        stages=("grpo",),
+    )
 
 
 @dataclass(frozen=True)
@@ -235,7 +346,7 @@ class GenerateConfig:
     top_p: float = option(0.7, "Smallest set of tokens with this probability.", above=0, at_most=1, modes=GENERATION)
     top_k: int = option(50, "Likeliest tokens considered; 0: all.", at_least=0, modes=GENERATION)
     repetition_penalty: float = option(1.0, "Above 1 discourages tokens seen before.", above=0, modes=GENERATION)
-    max_new_tokens: int = option(1024, "Tokens a reply may have.", at_least=1, modes=GENERATION)
+    max_new_tokens: int = option(1024, "Tokens a reply may have.", at_least=1, modes=(*TRAIN, *GENERATION))
     max_length: int | None = option(None, "Tokens of prompt and reply together.", at_least=1, modes=GENERATION)
     skip_special_tokens: bool = option(True, "Leave control tokens out of the text.", modes=GENERATION)
 
@@ -272,8 +383,57 @@ class ServeConfig:
     host: str = option("127.0.0.1", "Address to listen on.", modes=("api",))
     port: int = option(8000, "Port to listen on.", at_least=0, at_most=65535, modes=("api",))
     api_key: str | None = option(None, "Key clients must send; better set FORGE_API_KEY.", secret=True, modes=("api",))
+    api_keys_file: str | None = option(
+        None, "YAML file of several keys by client name; read anew when it changes.", path="input", modes=("api",)
+    )
+    model_aliases: dict = option({}, "More names of served models, for example {gpt-4o: classify}.", modes=("api",))
     max_queue: int = option(64, "Requests that may wait; more get 429.", at_least=0, modes=("api",))
+    max_running: int | None = option(
+        None,
+        "Replies the engine works on at once, the others wait; null is what it decodes together.",
+        at_least=1,
+        modes=("api",),
+    )
+    queue_timeout_s: float = option(
+        60.0, "Seconds a request may wait for the engine; then 503.", above=0, modes=("api",)
+    )
     deadline_s: float | None = option(None, "Seconds a request may take, waiting included.", above=0, modes=("api",))
+    drain_s: float = option(30.0, "Seconds running requests get to end after SIGTERM.", at_least=0, modes=("api",))
+    rate_limit: int | None = option(
+        None, "Requests a client may send per minute; more get 429.", at_least=1, modes=("api",)
+    )
+    rate_limit_total: int | None = option(
+        None, "Requests all clients together may send per minute; more get 429.", at_least=1, modes=("api",)
+    )
+    max_body_bytes: int = option(4 << 20, "Largest body of a request; more gets 413.", at_least=1024, modes=("api",))
+    max_connections: int = option(
+        256, "Open connections of one address; more are closed. 0: no limit.", at_least=0, modes=("api",)
+    )
+    strict_400: bool = option(
+        False,
+        "400 for unknown models and for a last message that is not the user's, as some old clients expect.",
+        modes=("api",),
+    )
+    cors_origins: list[str] = option(
+        [], "Web pages that may call the API, for example https://example.org.", modes=("api",)
+    )
+    root_path: str = option("", "Path under which a proxy serves the API, for example /forge.", modes=("api",))
+    access_log: str | None = option(
+        "stderr", "File for one JSON line per request, or stderr; null for none.", modes=("api",)
+    )
+    log_prompts: bool = option(False, "Write messages and prompts into the access log.", modes=("api",))
+    degrade_auto: str = option(
+        "off",
+        "What the server falls back to by itself while requests fail: off, queue, canned or hide.",
+        choices=("off", "queue", "canned", "hide"),
+        modes=("api",),
+    )
+    degrade_text: str = option(
+        "The service is busy. Please try again later.", "The reply of a degraded server in mode canned.", modes=("api",)
+    )
+    degrade_file: str | None = option(
+        None, "File that keeps the degradation switch over restarts.", path="output", modes=("api",)
+    )
 
 
 @dataclass(frozen=True)
@@ -317,6 +477,7 @@ class Recipe:
     model: ModelConfig
     data: DataConfig
     finetune: FinetuneConfig
+    rl: RlConfig
     train: TrainConfig
     generate: GenerateConfig
     eval: EvalConfig

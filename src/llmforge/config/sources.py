@@ -146,7 +146,7 @@ def _add_text(sources: Sources, text: str, name: str, folder: Path, parents: tup
             own.append(item)
             continue
         for base in _file_names(item.value):
-            if not isinstance(base, str):
+            if not isinstance(base, str) or "\0" in base:
                 sources.problems.append(Problem(item.origin, f"extends: got {base!r}, expected a recipe file"))
                 continue
             path = Path(os.path.normpath(folder / Path(os.path.expanduser(base))))
