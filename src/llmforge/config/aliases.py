@@ -66,6 +66,11 @@ RENAMED: dict[str, Alias] = {
     "name_module_trainable": Alias("freeze_trainable_modules"),
     "checkpoint_dir": Alias("adapter_name_or_path"),  # 0.3.3
     "resume_lora_training": Alias("create_new_adapter", _not, "the other way round"),
+    "dpo_loss": Alias("pref_loss"),  # 0.7.1
+    "dpo_beta": Alias("pref_beta"),
+    "dpo_ftx": Alias("pref_ftx"),
+    "orpo_beta": Alias("pref_beta"),
+    "ref_model_checkpoint": Alias("ref_model_adapters"),
     "sft_packing": Alias("packing"),
     "neat_packing": Alias("packing", _only_true(True), "packed rows never see each other", weak=True),
     "neft_alpha": Alias("neftune_noise_alpha"),
@@ -77,6 +82,7 @@ RENAMED: dict[str, Alias] = {
     "use_liger": Alias("use_liger_kernel"),
     "oft_block_size": Alias("peft_kwargs", _inside("oft_block_size")),
     "oft_rank": Alias("peft_kwargs", lambda rank: {"r": rank} if rank else None),
+    "reward_model_checkpoint": Alias("reward_model"),  # 0.3.3
     "oft_target": Alias("peft_kwargs", _oft_target),
     "module_dropout": Alias("peft_kwargs", _inside("module_dropout")),
     # transformers.TrainingArguments
@@ -163,6 +169,10 @@ NOTED: dict[str, str] = {
         " badam_update_ratio badam_mask_mode badam_verbose",
     ),
     **_same("it belongs to use_asft_loss or use_eaft_loss", "asft_alpha eaft_alpha"),
+    **_same(
+        "the folder of a reward model names its base, adapter and kind; a URL is a server",
+        "reward_model_adapters reward_model_type",
+    ),
     **_same("it belongs to fp8", "fp8_backend fp8_enable_fsdp_float8_all_gather"),
     **_same(
         "it belongs to the vllm engine",
@@ -204,12 +214,15 @@ REFUSED: dict[str, str] = {
     **_same("block expansion is not in this version; finetuning_type: freeze trains some layers", "use_llama_pro"),
     **_same("mixture of depths is not in this version", "mixture_of_depths"),
     **_same("shifted attention is not in this version; rope_scaling lengthens the context", "shift_attn"),
+    **_same("quantised reward models are not in this version", "reward_model_quantization_bit"),
     **_same("router losses are not in this version", "moe_aux_loss_coef"),
     **_same("training from random weights is not in this version", "train_from_scratch"),
     **_same(
         "descriptions of new tokens are not in this version; write add_special_tokens", "new_special_tokens_config"
     ),
     **_same(LOSSES, "use_dft_loss use_asft_loss use_eaft_loss"),
+    **_same("length-desensitised DPO is not in this version; see pref_loss for what is", "ld_alpha"),
+    **_same("the BCO term is not in this version; stage: kto learns from single verdicts", "pref_bco_weight"),
     **_same("fp8 training is not in this version; write bf16: true", "fp8"),
     **_same("write report_to: swanlab", "use_swanlab"),
     **_same("ray is not used here; launch: {nproc: N} starts one process per device", "use_ray"),
@@ -257,19 +270,4 @@ def _stages(stages: Iterable[str], names: str) -> dict[str, tuple[str, ...]]:
 
 
 # Known keys of stages that are not all here; STAGES decides which stage runs, these keys never are the reason.
-LATER: dict[str, tuple[str, ...]] = {
-    **_stages(
-        ("dpo",),
-        "pref_loss pref_ftx dpo_loss dpo_ftx orpo_beta simpo_gamma dpo_label_smoothing ld_alpha pref_bco_weight",
-    ),
-    **_stages(
-        ("dpo", "kto"),
-        "pref_beta dpo_beta ref_model ref_model_adapters ref_model_quantization_bit ref_model_checkpoint",
-    ),
-    **_stages(("kto",), "kto_chosen_weight kto_rejected_weight"),
-    **_stages(
-        ("ppo",),
-        "ppo_buffer_size ppo_epochs ppo_score_norm ppo_target ppo_whiten_rewards reward_model reward_model_adapters"
-        " reward_model_quantization_bit reward_model_type reward_model_checkpoint",
-    ),
-}
+LATER: dict[str, tuple[str, ...]] = {}

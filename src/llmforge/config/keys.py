@@ -18,6 +18,7 @@ GROUPS: dict[str, type] = {
     "model": schema.ModelConfig,
     "data": schema.DataConfig,
     "finetune": schema.FinetuneConfig,
+    "rl": schema.RlConfig,
     "train": schema.TrainConfig,
     "generate": schema.GenerateConfig,
     "eval": schema.EvalConfig,
@@ -30,7 +31,7 @@ NESTED = ("launch",)
 
 # Groups a command reads; a key with modes of its own is shown where these name it.
 READS: dict[str, tuple[str, ...]] = {
-    "train": ("model", "data", "finetune", "train", "eval", "launch"),
+    "train": ("model", "data", "finetune", "rl", "train", "generate", "eval", "launch"),
     "predict": ("model", "data", "generate", "eval", "serve", "train"),
     "chat": ("model", "data", "generate", "serve"),
     "api": ("model", "data", "generate", "serve"),

@@ -9,6 +9,11 @@ STAGES = Registry(
     {
         "sft": "llmforge.train.stages.sft:SftStage",
         "pt": "llmforge.train.stages.pt:PtStage",
+        "rm": "llmforge.train.stages.rm:RmStage",
+        "dpo": "llmforge.train.stages.dpo:DpoStage",
+        "kto": "llmforge.train.stages.kto:KtoStage",
+        "ppo": "llmforge.train.stages.ppo:PpoStage",
+        "grpo": "llmforge.train.stages.grpo:GrpoStage",
     },
 )
 
@@ -46,6 +51,16 @@ METRICS = Registry(
         "json": "llmforge.metrics.json_fields:json_scores",
         "bleu": "llmforge.metrics.bleu:bleu4",
         "rouge": "llmforge.metrics.rouge:rouge",
+    },
+)
+
+# What rewards a reply in the stages ppo and grpo: function(samples, options) -> one number a sample.
+REWARDS = Registry(
+    "reward_funcs",
+    {
+        "json_valid": "llmforge.train.rl.functions:json_valid",
+        "exact_match": "llmforge.train.rl.functions:exact_match",
+        "regex": "llmforge.train.rl.functions:regex",
     },
 )
 

@@ -477,13 +477,13 @@ class Recipe:
     model: ModelConfig
     data: DataConfig
     finetune: FinetuneConfig
-    rl: RlConfig
     train: TrainConfig
     generate: GenerateConfig
     eval: EvalConfig
     serve: ServeConfig
     export: ExportConfig
     launch: LaunchConfig
+    rl: RlConfig = RlConfig()
     hf: dict[str, Any] = field(default_factory=dict)  # given keys of transformers.TrainingArguments that no group lists
     plugins: tuple[str, ...] = ()  # Python files that register names
     origins: dict[str, Origin] = field(default_factory=dict)  # of given keys only
