@@ -1,6 +1,7 @@
 """Tables to training files: golden rows, every left-out row with its reason, odd files read and reported."""
 
 import csv
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -32,6 +33,7 @@ GOLDEN = (
     '{"conversations": [{"role": "user", "content": "加班费怎么算"}, '
     '{"role": "assistant", "content": "不低于一点五倍。"}]}\n'
 )
+GOLDEN_FAQ = "5c3060478e8e93e164baa5d86fa919e07a3bf3cfab9efe5dd07b8e74add94baa"  # of the 25 lines, read by hand
 RULES = """\
 kind: dataset
 convert: {from: csv, encoding: utf-8-sig, map: {user: title, assistant: reply}, append_question: if_different,
@@ -82,26 +84,31 @@ def test_our_own_faq_converts_to_the_conversations_it_was_made_with():
 
 @pytest.mark.shared
 @pytest.mark.skipif(not (SHARED / "own/legal_qa.csv").is_file(), reason="no shared data beside the checkout")
-def test_the_legal_questions_convert_with_every_odd_row_named():
+def test_the_legal_questions_convert_to_the_golden_lines_with_every_odd_row_named():
+    with open(SHARED / "own/legal_qa.csv", encoding="utf-8-sig", newline="") as file:
+        sheet = list(csv.DictReader(file))
+    # The rule of REQUIREMENTS 3.4, written once more: of each title the reply that is marked best, else the first.
+    best: dict[str, dict] = {}
+    for row in sheet:
+        title = row["title"].strip()
+        if title and row["reply"] and (title not in best or row["is_best"] > best[title]["is_best"]):
+            best[title] = row
+    golden = ""
+    for title, row in best.items():
+        question = f"{title}\n{row['question']}" if row["question"] not in ("", title) else title
+        chat = [{"role": "user", "content": question}, {"role": "assistant", "content": row["reply"]}]
+        golden += json.dumps({"conversations": chat}, ensure_ascii=False) + "\n"
+
     result = converted(SHARED / "own/legal_qa.csv")
+    assert Path("out/legal_qa.jsonl").read_bytes() == golden.encode()
+    assert hashlib.sha256(golden.encode()).hexdigest() == GOLDEN_FAQ
     assert (result.report.rows_in, result.report.rows_out) == (37, 25)
-    reasons = {source.row: reason for source, reason in result.report.rejected}
-    assert reasons[33] == "another row with this title was taken"
-    assert reasons[34] == "reply is empty"
-    assert reasons[36] == "title is empty"
-    assert sum(reason.startswith("where is false") for reason in reasons.values()) == 9
-    rows = rows_of(Path("out/legal_qa.jsonl"))
-    quoted = '合同里写"最终解释权"有效吗\n带引号, 逗号\n和换行'
-    assert rows[-1]["conversations"][0]["content"] == quoted
-    assert rows[0]["conversations"] == [
-        {"role": "user", "content": "不交房电费多出由谁承担？\n开发商晚交房三个月，期间的临时用电比民用电贵。"},
-        {
-            "role": "assistant",
-            "content": "先看购房合同对延期交房费用的约定，没有约定的，可以要求违约一方承担多出的部分。",
-        },
-    ]
-    titles = [row["conversations"][0]["content"].partition("\n")[0] for row in rows]
-    assert len(set(titles)) == len(titles)
+    reasons = {source.row: reason.partition(":")[0] for source, reason in result.report.rejected}
+    false = dict.fromkeys((2, 4, 5, 8, 10, 13, 16, 22, 35), "where is false")
+    doubles = {33: "another row with this title was taken"}
+    assert reasons == {**false, **doubles, 34: "reply is empty", 36: "title is empty"}
+    changes = [(source.row, what) for source, what in result.report.fixed]
+    assert changes == [(35, "title: blanks around the text cut"), (35, "reply: HTML written as text")]
 
 
 def test_a_title_with_no_best_reply_keeps_its_first_and_blanks_make_no_new_title():
