@@ -10,7 +10,7 @@ VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "src/llmforge/__init__.py"
 
 EXTRAS = {
     "deepspeed": ["deepspeed>=0.18"],
-    "serve": ["fastapi>=0.115", "uvicorn>=0.30", "prometheus-client>=0.20", "llguidance>=1.0"],
+    "serve": ["aiohttp>=3.11", "fastapi>=0.115", "uvicorn>=0.30", "prometheus-client>=0.20", "llguidance>=1.0"],
     "webui": ["gradio>=6.27"],
     "data": [
         "openai>=2.0",

@@ -40,17 +40,24 @@ from llmforge.runs import atomic_write
 
 BATCHINGS = ("padded", "packed", "tree", "auto")
 METHODS = ("lora", "full", "freeze")
-KINDS = ("train",)
+KINDS = ("train", "serve")
 
 
 def main(words: Sequence[str]) -> int:
-    """Run `bench train`; returns the exit code, 1 when a run failed for another reason than memory."""
+    """Run `bench train` or `bench serve`; returns the exit code, 1 when a run failed for another reason than memory."""
+    from llmforge.bench import serve_command
+
     parser = train_parser()
     if not words or words[0] in ("-h", "--help"):
         parser.print_help()
+        print()
+        serve_command.serve_parser().print_help()
         return 0
     if words[0] not in KINDS:
-        raise RecipeError(f"bench: {words[0]!r} is nothing to measure.{nearest(words[0], KINDS)} Known: {KINDS[0]}")
+        known = ", ".join(KINDS)
+        raise RecipeError(f"bench: {words[0]!r} is nothing to measure.{nearest(words[0], KINDS)} Known: {known}")
+    if words[0] == "serve":
+        return serve_command.main(list(words[1:]))
     given = parser.parse_intermixed_args(list(words[1:]))
     _check(given)
     path = Path(given.ledger)
