@@ -76,6 +76,26 @@ def token_scores(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     return losses, correct
 
 
+def token_logprobs_and_entropy(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target and entropy of its distribution, (N,) each in nats."""
+
+    def of_logits(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logprobs = torch.log_softmax(logits, dim=-1)
+        return logprobs.gather(1, targets[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1)
+
+    logprobs, entropy = _over_logits(model, batch, of_logits)
+    return logprobs, entropy
+
+
+def greedy_gaps(model: nn.Module, batch: Batch) -> Tensor:
+    """How far each target's log-probability lies below that of the likeliest token, (N,) nats; 0 where it is that."""
+
+    def gaps(logits: Tensor, targets: Tensor) -> tuple[Tensor]:
+        return (logits.amax(dim=-1) - logits.gather(1, targets[:, None])[:, 0],)
+
+    return _over_logits(model, batch, gaps)[0]
+
+
 def check_isolation(model: nn.Module) -> None:
     """Make sure that rows packed into one line do not see each other, by changing one row and watching the next.
 
