@@ -156,6 +156,7 @@ class _Builder:
             data.cutoff_len,
             data.truncation,
             data.packing,
+            fill=recipe.finetune.stage == "rm" and recipe.finetune.rm_loss == "token",
         )
         self.reports: list[RowReport] = []
         self.hashes: dict[str, str] = {}

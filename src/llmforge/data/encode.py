@@ -56,6 +56,7 @@ class EncodeOptions:
     cutoff_len: int = 2048
     truncation: str = "right"
     packing: bool | None = None
+    fill: bool = False  # replies of a group are made equally long
 
     @property
     def joins(self) -> bool:

@@ -1,7 +1,7 @@
 """One entry of dataset_info.json: its keys, their defaults, and the check of what a user wrote there.
 
-The keys are LLaMA-Factory's (its data/README.md), plus `document`. A typo is an error, not a silent default; columns
-and tags that an entry does not name keep their defaults.
+The keys are LLaMA-Factory's (its data/README.md), plus `document` and the columns `replies` and `scores`. A typo is an
+error, not a silent default; columns and tags that an entry does not name keep their defaults.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ class Columns:
     chosen: str | None = None
     rejected: str | None = None
     kto_tag: str | None = None
+    replies: str | None = None
+    scores: str | None = None
 
 
 @dataclass(frozen=True)

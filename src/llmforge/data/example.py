@@ -13,6 +13,8 @@ Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
 PIECE = 65536  # rows looked at together, so that a mapped file passes through memory piece by piece
 IGNORE = -100  # the label of a token that is not learned, as in torch's cross_entropy
+FILL = -1  # the label of a token that makes replies equally long: it has a value, and is never predicted
+MARK = -1000  # this and below: the label of a member's first token in a group of rows (data/groups.py)
 
 
 class RowRef(NamedTuple):
@@ -50,7 +52,8 @@ class Example:
     """One training or test row in canonical form.
 
     `messages` end with the assistant's reply for sft; for preference data they end before it, and `chosen` and
-    `rejected` hold the two replies. A plain text (stage pt) is `text` with no messages. `label` is KTO's verdict.
+    `rejected` hold the two replies; of scored replies they are the best and the worst, and `replies` holds all of them
+    with their scores. A plain text (stage pt) is `text` with no messages. `label` is KTO's verdict.
     `tools` holds OpenAI-style function schemas.
     """
 
@@ -59,6 +62,7 @@ class Example:
     tools: tuple[dict[str, Any], ...] = ()
     chosen: Message | None = None
     rejected: Message | None = None
+    replies: tuple[tuple[Message, float], ...] = ()
     label: bool | None = None
     text: str | None = None
     dataset: str = ""
@@ -106,11 +110,11 @@ class EncodedSet(Sequence[Encoded]):
 
     @cached_property
     def learned(self) -> np.ndarray:
-        """(rows,) how many tokens of each row are learned; a row's first one never is."""
+        """(rows,) how many tokens of each row are learned; a row's first one never is, and filling is none."""
         counts = np.zeros(len(self), np.int64)
         for start in range(0, len(self), PIECE):
             offsets = np.asarray(self.offsets[start : start + PIECE + 1])
-            marks = self.labels[offsets[0] : offsets[-1]] != IGNORE
+            marks = self.labels[offsets[0] : offsets[-1]] >= 0
             marks[(offsets[:-1] - offsets[0])[np.diff(offsets) > 0]] = False
             done = np.concatenate([[0], np.cumsum(marks)])
             counts[start : start + PIECE] = np.diff(done[offsets - offsets[0]])
@@ -132,7 +136,7 @@ class EncodedSet(Sequence[Encoded]):
             raise IndexError(index)
         start, end = self.offsets[index], self.offsets[index + 1]
         labels = self.labels[start:end].tolist()
-        if labels:
+        if labels and labels[0] > MARK:
             labels[0] = IGNORE  # nothing predicts a row's first token, also where joined texts were cut
         return Encoded(self.input_ids[start:end].tolist(), labels)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import groupby
 from typing import NamedTuple
 
-from llmforge.data.example import IGNORE, Encoded
+from llmforge.data.example import Encoded
+from llmforge.data.groups import is_group, open_group
 from llmforge.data.tokenizer import Tokenizer
 
 GREEN, GREY, RESET = "\x1b[32m", "\x1b[90m", "\x1b[0m"
@@ -36,8 +37,13 @@ def spans(tokenizer: Tokenizer, row: Encoded) -> list[Span]:
 def show_labels(tokenizer: Tokenizer, row: Encoded, colour: bool) -> str:
     """The row's text, trained tokens green on a terminal, between ⟦ and ⟧ elsewhere.
 
-    A label that differs from the token at its place (Baichuan2's own style) is written behind it: token→label.
+    A label that differs from the token at its place (Baichuan2's own style) is written behind it: token→label. The
+    members of a group stand below each other.
     """
+    if is_group(row):
+        members, marks = open_group(row)
+        shown = (show_labels(tokenizer, member, colour) for member in members)
+        return "\n".join(f"[{mark}] {text}" for mark, text in zip(marks, shown, strict=True))
     if len(row.input_ids) <= 2 * SHOWN:
         return _written(spans(tokenizer, row), colour)
     start, end = (Encoded(row.input_ids[part], row.labels[part]) for part in (slice(SHOWN), slice(-SHOWN, None)))
@@ -46,7 +52,7 @@ def show_labels(tokenizer: Tokenizer, row: Encoded, colour: bool) -> str:
 
 
 def _kind(token: int, label: int) -> str:
-    return "prompt" if label == IGNORE else "trained" if label == token else "other"
+    return "prompt" if label < 0 else "trained" if label == token else "other"
 
 
 def _written(found: list[Span], colour: bool) -> str:

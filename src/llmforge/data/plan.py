@@ -10,11 +10,12 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
 from llmforge.data.example import IGNORE, Encoded
+from llmforge.data.groups import open_group
 from llmforge.data.prefix_tree import MIN_SHARED, build_forest, shared_length, sort_rows
 
 Layout = Literal["padded", "packed", "tree"]
@@ -36,7 +37,9 @@ class Batch:
         target: (N,) the id to predict from that state.
         row: (N,) which row of the batch the target counts for, 0 to num_rows - 1.
         num_rows: rows in the batch.
-        rows: (num_rows,) their positions in the list that was planned.
+        rows: (num_rows,) their positions in the list that was planned; members of a group (data/groups.py) share one.
+        group: (num_rows,) which rows belong together, counted from 0 in this batch; an ordinary row is alone.
+        marks: (num_rows,) marks of a group's members; 0 for ordinary rows.
         row_tokens: tokens of all rows; more than `num_tokens` when rows share some.
     """
 
@@ -49,6 +52,8 @@ class Batch:
     num_rows: int
     rows: np.ndarray
     row_tokens: int
+    group: np.ndarray
+    marks: np.ndarray
 
     @property
     def lengths(self) -> np.ndarray:
@@ -173,10 +178,10 @@ def even_parts(costs: np.ndarray, parts: int) -> list[range]:
 
 def lay_tree(rows: Sequence[Encoded], group: Sequence[int], min_shared: int = MIN_SHARED, *, shift: int = 1) -> Batch:
     """Rows `group` on a single line in which shared starts stand once; `shift` as in `lay_padded`."""
-    chosen = [rows[i] for i in group]
+    chosen, members = _opened(rows, group)
     forest = build_forest([np.asarray(row.input_ids, np.int64) for row in chosen], min_shared)
     return _with_targets(
-        forest.tokens[None], forest.positions[None], chosen, forest.paths, forest.segments, group, shift
+        forest.tokens[None], forest.positions[None], chosen, forest.paths, forest.segments, members, shift
     )
 
 
@@ -186,19 +191,19 @@ def lay_padded(rows: Sequence[Encoded], group: Sequence[int], pad_id: int = 0, *
     A label belongs to the hidden state `shift` places before it: 1 where the token is to be predicted, 0 where the
     token itself gets a value.
     """
-    chosen = [rows[i] for i in group]
+    chosen, members = _opened(rows, group)
     width = max((len(row.input_ids) for row in chosen), default=1)
     input_ids = np.full((len(chosen), width), pad_id, np.int64)
     for line, row in enumerate(chosen):
         input_ids[line, : len(row.input_ids)] = row.input_ids
     starts = np.arange(len(chosen), dtype=np.int64) * width
     position_ids = np.broadcast_to(np.arange(width, dtype=np.int64), input_ids.shape).copy()
-    return _with_targets(input_ids, position_ids, chosen, *_own_lines(chosen, starts), group, shift)
+    return _with_targets(input_ids, position_ids, chosen, *_own_lines(chosen, starts), members, shift)
 
 
 def lay_packed(rows: Sequence[Encoded], group: Sequence[int], *, shift: int = 1) -> Batch:
     """Rows `group` one after the other on a single line; `shift` as in `lay_padded`."""
-    chosen = [rows[i] for i in group]
+    chosen, members = _opened(rows, group)
     lengths = [len(row.input_ids) for row in chosen]
     starts = np.cumsum([0, *lengths[:-1]], dtype=np.int64)[: len(chosen)]
     flat = [np.asarray(row.input_ids, np.int64) for row in chosen]
@@ -209,9 +214,32 @@ def lay_packed(rows: Sequence[Encoded], group: Sequence[int], *, shift: int = 1)
         np.concatenate([empty, *positions])[None],
         chosen,
         *_own_lines(chosen, starts),
-        group,
+        members,
         shift,
     )
+
+
+class _Members(NamedTuple):
+    """Where the rows of a batch come from: see Batch.rows, .group and .marks."""
+
+    rows: np.ndarray
+    group: np.ndarray
+    marks: np.ndarray
+
+
+def _opened(rows: Sequence[Encoded], group: Sequence[int]) -> tuple[list[Encoded], _Members]:
+    """The chosen rows, groups opened into their members."""
+    found: list[Encoded] = []
+    marks: list[int] = []
+    counts = []
+    for i in group:
+        members, of_members = open_group(rows[i])
+        found += members
+        marks += of_members
+        counts.append(len(members))
+    places = np.repeat(np.asarray(group, np.int64), counts)
+    numbers = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
+    return found, _Members(places, numbers, np.asarray(marks, np.int64))
 
 
 def _own_lines(chosen: list[Encoded], starts: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
@@ -227,7 +255,7 @@ def _with_targets(
     chosen: list[Encoded],
     paths: list[np.ndarray],
     segments: np.ndarray,
-    group: Sequence[int],
+    members: _Members,
     shift: int,
 ) -> Batch:
     """Find the supervised pairs: the label at place t of a row goes with its hidden state at t - shift."""
@@ -247,6 +275,8 @@ def _with_targets(
         target=np.concatenate([empty, *targets]),
         row=np.concatenate([empty, *owners]),
         num_rows=len(chosen),
-        rows=np.asarray(group, np.int64),
+        rows=members.rows,
         row_tokens=sum(len(row.input_ids) for row in chosen),
+        group=members.group,
+        marks=members.marks,
     )

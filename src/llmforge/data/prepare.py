@@ -21,6 +21,7 @@ from llmforge.config.names import FORMATS
 from llmforge.data.cache import ArrayFile, Arrays, array_files, prepared_once
 from llmforge.data.encode import VERSION, EncodeOptions, InMemory, Outcome, RowEncoder, encode_stream
 from llmforge.data.encode_block import FlatRows
+from llmforge.data.encode_groups import row_encoder
 from llmforge.data.entry import DatasetEntry
 from llmforge.data.example import EncodedSet, Example, RowRef, RowReport
 from llmforge.data.files import data_files
@@ -118,7 +119,7 @@ def prepare(
     Raises:
         RecipeError: as `iter_examples` and `encode_examples`.
     """
-    encoder = RowEncoder(template, tokenizer, options)
+    encoder = row_encoder(template, tokenizer, options)
     size = sum(path.stat().st_size for path in reading.files)
     if not reading.files or (size < SMALL and not keep_small):  # rows of a hub lie in its own cache; no file to hash
         return _in_memory(reading, encoder)

@@ -13,7 +13,7 @@ from llmforge.config.names import FORMATS
 from llmforge.data.entry import COLUMN_NAMES, MEDIA, DatasetEntry
 from llmforge.data.example import Example, RowRef, RowReport
 from llmforge.data.files import data_files, read_rows
-from llmforge.data.formats.row import RANKING_STAGES, MissingColumn, Rejected, RowContext, type_name
+from llmforge.data.formats.row import PROMPT_STAGES, RANKING_STAGES, MissingColumn, Rejected, RowContext, type_name
 from llmforge.data.hub import read_hub_rows
 from llmforge.data.recognise import recognise
 from llmforge.errors import RecipeError, nearest
@@ -120,7 +120,8 @@ def _convert(
 
 
 def _characters(example: Example) -> int:
-    replies = (reply for reply in (example.chosen, example.rejected) if reply)
+    pair = (reply for reply in (example.chosen, example.rejected) if reply)
+    replies = [reply for reply, _ in example.replies] or pair
     return len(example.text or "") + sum([len(message.content) for message in (*example.messages, *replies)])
 
 
@@ -156,12 +157,13 @@ def _check_stage(entry: DatasetEntry, stage: str) -> None:
         if not entry.ranking:
             raise RecipeError(
                 f'{where}: stage {stage} learns from pairs; the entry needs "ranking": true and columns for chosen and '
-                f"rejected"
+                f"rejected, or for replies and scores"
             )
-        for name in ("chosen", "rejected"):
+        scored = entry.columns.replies is not None or entry.columns.scores is not None
+        for name in ("replies", "scores") if scored else ("chosen", "rejected"):
             if getattr(entry.columns, name) is None:
                 raise RecipeError(f"{where}: columns.{name}: needed at stage {stage}")
-    elif entry.ranking:
+    elif entry.ranking and stage not in PROMPT_STAGES:
         raise RecipeError(f'{where}: "ranking": true is for stages {" and ".join(RANKING_STAGES)}, not for {stage}')
     if stage == "kto" and entry.columns.kto_tag is None:
         raise RecipeError(f"{where}: columns.kto_tag: needed at stage kto")

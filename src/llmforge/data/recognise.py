@@ -18,6 +18,7 @@ CONVERSATIONS = ("messages", "conversations", "conversation")
 PROMPTS = ("instruction", "prompt", "question", "query", "input")
 QUERIES = ("input", "question", "query")  # beside an instruction
 REPLIES = ("output", "response", "answer", "completion", "reply", "target")
+SCORED = ("replies", "responses", "answers", "completions")  # beside scores
 OPTIONAL = ("system", "tools", "history", "images", "videos", "audios")
 
 
@@ -50,6 +51,9 @@ def recognise(entry: DatasetEntry, rows: Sequence[Any], stage: str) -> tuple[Dat
 def _bare(entry: DatasetEntry, rows: list[Mapping[str, Any]], columns: list[str], stage: str) -> DatasetEntry:
     optional = {name: name for name in OPTIONAL if name in columns}
     pair = {"chosen": "chosen", "rejected": "rejected"} if {"chosen", "rejected"} <= set(columns) else {}
+    scored = _first(SCORED, columns)
+    if not pair and scored and "scores" in columns:
+        pair = {"replies": scored, "scores": "scores"}
     if stage not in RANKING_STAGES and _first(REPLIES, columns):
         pair = {}
     verdict = {"kto_tag": _first(("kto_tag", "label"), columns)} if stage == "kto" else {}

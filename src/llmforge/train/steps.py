@@ -14,6 +14,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from llmforge.data.example import EncodedSet
+from llmforge.data.groups import first_and_rest, is_group
 from llmforge.data.plan import Batch, best_fit, by_start, even_parts, lay_packed, lay_padded, lay_tree, within_budget
 
 # Rows of this many steps are sorted by length together when group_by_length is set: enough rows to find equals, few
@@ -66,6 +67,8 @@ class StepPlan(Dataset):
 
     `epoch_rows(epoch)` says which rows an epoch takes, where it is not each of them once. Where rows are packed, later
     epochs have as many sequences as the first: one more is left out, one too few is made up by one that comes twice.
+
+    A group of rows (data/groups.py) is a unit, so its members share a pass. `shift` is that of `lay_padded`.
     """
 
     def __init__(
@@ -80,12 +83,14 @@ class StepPlan(Dataset):
         group_by_length: bool = False,
         drop_last: bool = False,
         shuffle: bool = True,
+        shift: int = 1,
         epoch_rows: Callable[[int], np.ndarray] | None = None,
     ):
-        self.shuffle = shuffle
+        self.shuffle, self.shift = shuffle, shift
         self.rows, self.shape, self.seed, self.pad_id = rows, shape, seed, pad_id
         self.packed, self.line, self.group_by_length = pack_to is not None, line, group_by_length
         self.pack_to, self.epoch_rows = pack_to, epoch_rows
+        self.grouped = len(rows) > 0 and is_group(rows[0])
         whole, rest = divmod(len(self.units(0).lengths), shape.rows_per_step)
         self.num_steps = max(1, whole + (rest > 0 and not drop_last))
 
@@ -153,7 +158,12 @@ class StepPlan(Dataset):
         """The same for lines: each rank gets neighbours of about the same cost, cut where a line is full."""
         assert self.line is not None
         rows = [row for unit in units for row in unit]
-        order, costs = by_start([self.rows.ids_of(row) for row in rows])
+        if self.grouped:
+            firsts, rest = zip(*(first_and_rest(self.rows[row], self.line.share) for row in rows), strict=True)
+            order, costs = by_start(firsts)
+            costs[:, 0] += np.array(rest)[order]
+        else:
+            order, costs = by_start([self.rows.ids_of(row) for row in rows])
         if not self.line.share:
             costs[:, 1] = 0
         return [
@@ -166,8 +176,10 @@ class StepPlan(Dataset):
 
     def lay(self, group: list[int]) -> Batch:
         if self.line and self.line.share:
-            return lay_tree(self.rows, group)
-        return lay_packed(self.rows, group) if self.line or self.packed else lay_padded(self.rows, group, self.pad_id)
+            return lay_tree(self.rows, group, shift=self.shift)
+        if self.line or self.packed:
+            return lay_packed(self.rows, group, shift=self.shift)
+        return lay_padded(self.rows, group, self.pad_id, shift=self.shift)
 
 
 def filler(batch: Batch) -> Batch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llmforge.data.example import Example, Message
+from llmforge.data.formats.ranking import read_ranking
 from llmforge.data.formats.row import RANKING_STAGES, Rejected, Row, RowContext, read_tools
 from llmforge.data.formats.turns import in_order
 
@@ -28,10 +29,7 @@ def read(row: Row, context: RowContext) -> Example:
     messages.append(Message("user", prompt))
     tools = read_tools(context.value(row, "tools"))
     if context.stage in RANKING_STAGES:
-        chosen, rejected = (_reply(row, name, context) for name in ("chosen", "rejected"))
-        if chosen == rejected:
-            raise Rejected("chosen and rejected are the same")
-        return Example(in_order(messages, context), context.source, tools, chosen=chosen, rejected=rejected)
+        return read_ranking(row, context, messages, tools, _reply)
     response = context.value(row, "response", required=context.needs_reply)
     if response is not None or context.needs_reply:
         messages.append(Message("assistant", context.text(response, "output")))
@@ -56,8 +54,8 @@ def _prompt(row: Row, context: RowContext) -> str:
     )
 
 
-def _reply(row: Row, name: str, context: RowContext) -> Message:
-    text = context.text(context.value(row, name, required=True), name)
+def _reply(value: Any, name: str, context: RowContext) -> Message:
+    text = context.text(value, name)
     if not text.strip():
         raise Rejected(f"{name} is empty")
     return Message("assistant", text)

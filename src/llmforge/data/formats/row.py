@@ -15,6 +15,7 @@ from llmforge.data.entry import COLUMN_NAMES, MEDIA, TAG_NAMES, DatasetEntry
 from llmforge.data.example import RowRef, ToolCall
 
 RANKING_STAGES = ("rm", "dpo")
+PROMPT_STAGES = ("prompt", "ppo", "grpo")  # these answer rows, whose own reply may be missing
 Row = Mapping[str, Any]
 
 
@@ -46,7 +47,7 @@ class RowContext:
 
     @property
     def needs_reply(self) -> bool:
-        return self.stage not in ("prompt", "ppo", *RANKING_STAGES)
+        return self.stage not in (*PROMPT_STAGES, *RANKING_STAGES)
 
     def fix(self, what: str) -> None:
         self.fixes.append(what)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from llmforge.data.entry import DatasetEntry
 from llmforge.data.example import Example, Message, Role
 from llmforge.data.formats.alpaca import read_label
+from llmforge.data.formats.ranking import read_ranking
 from llmforge.data.formats.row import (
     RANKING_STAGES,
     Rejected,
@@ -52,16 +54,17 @@ def read_conversation(row: Row, context: RowContext, read_message: Any) -> Examp
         messages.insert(0, Message("system", system))
     tools = read_tools(context.value(row, "tools"))
     if context.stage in RANKING_STAGES:
-        chosen, rejected = (_reply(row, name, context, read_message) for name in ("chosen", "rejected"))
-        if chosen == rejected:
-            raise Rejected("chosen and rejected are the same")
-        return Example(in_order(messages, context), context.source, tools, chosen=chosen, rejected=rejected)
+        return read_ranking(row, context, messages, tools, partial(_reply, read_message))
     label = read_label(context.value(row, "kto_tag", required=True)) if context.stage == "kto" else None
     return Example(in_order(messages, context), context.source, tools, label=label)
 
 
-def _reply(row: Row, name: str, context: RowContext, read_message: Any) -> Message:
-    value = context.value(row, name, required=True)
+def _reply(read_message: Any, value: Any, name: str, context: RowContext) -> Message:
+    if isinstance(value, str) and name.startswith("reply"):
+        value = Message("assistant", context.text(value, name))  # a list of scored replies may hold bare texts
+        if is_empty(value):
+            raise Rejected(f"{name} is empty")
+        return value
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if not isinstance(value, Mapping):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from llmforge.data.example import Message
-from llmforge.data.formats.row import Rejected, RowContext
+from llmforge.data.formats.row import PROMPT_STAGES, Rejected, RowContext
 
 FOLLOWS = {
     None: ("system", "user"),
@@ -40,7 +40,7 @@ def in_order(messages: Sequence[Message], context: RowContext) -> tuple[Message,
             place = f"after {NOUNS[role]}" if role else "at the start"
             raise Rejected(f"{NOUNS[message.role]} {place}, expected {expected}")
         turns.append(message)
-    if context.stage == "prompt" and turns and turns[-1].role == "assistant" and is_empty(turns[-1]):
+    if context.stage in PROMPT_STAGES and turns and turns[-1].role == "assistant" and is_empty(turns[-1]):
         turns.pop()
     for message in turns:
         if message.role in ("user", "assistant") and is_empty(message):
@@ -61,7 +61,7 @@ def _check_end(turns: list[Message], context: RowContext) -> None:
     ends_with_reply = turns[-1].role == "assistant"
     if context.needs_reply and not ends_with_reply:
         raise Rejected(f"ends with {NOUNS[turns[-1].role]}, there is no reply to learn")
-    if context.stage not in ("prompt", "ppo") and not context.needs_reply and ends_with_reply:
+    if context.stage not in PROMPT_STAGES and not context.needs_reply and ends_with_reply:
         raise Rejected("ends with an assistant turn before chosen and rejected")
 
 
