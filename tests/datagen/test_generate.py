@@ -128,6 +128,26 @@ def test_with_thirty_percent_bad_answers_accepted_rows_are_valid_and_rejected_on
     assert "No response" not in json.dumps(accepted)
 
 
+def test_spares_fill_the_quotas_that_rejected_rows_left_short(job, tmp_path):
+    seen = []
+    for workers in (1, 8):
+        words = ("teacher.retries=1", "dedupe.field=input", f"store.dir={tmp_path / str(workers)}")
+        with serving(Script(bad=0.3)) as teacher:
+            first = generate(job(teacher.url, *words, f"teacher.parallel={workers}", per_value=4))
+            lacking = sum(first.counts["short"]["symbol"].values())
+            assert lacking == first.counts["rejected"] == 48 - first.counts["accepted"] > 5
+            filled = generate(job(teacher.url, *words, f"teacher.parallel={workers}", "refill=9", per_value=4))
+        assert "short" not in filled.counts
+        assert filled.counts["accepted"] == 48
+        assert filled.counts["rows"] == 48 + filled.counts["rejected"]
+        rows = [json.loads(data) for data in files(filled.folder).values()]
+        assert Counter(row["slots"]["symbol"]["name_en"] for row in rows) == dict.fromkeys(SYMBOLS, 4)
+        assert Counter(row["variant"] for row in rows) == {"ns": 24, "ew": 24}
+        assert len({row["id"] for row in rows}) == 48
+        seen.append(files(filled.folder))
+    assert seen[0] == seen[1]
+
+
 def test_a_wrong_answer_goes_back_with_the_words_of_the_check(job):
     with serving(Script(bad=0.5)) as teacher:
         result = generate(job(teacher.url, "teacher.retries=3"))

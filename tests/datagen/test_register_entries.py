@@ -8,6 +8,7 @@ import pytest
 
 from llmforge.data.registry import load_registry
 from llmforge.datagen.convert_command import add_main
+from llmforge.datagen.manifest import write_stage
 from llmforge.datagen.register import add_entries, file_name_in
 from llmforge.errors import RecipeError
 
@@ -33,6 +34,23 @@ def test_fifty_parallel_writers_lose_no_entry(tmp_path):
     assert sorted(entries) == sorted(["old", *(f"set_{number}" for number in range(50))])
     assert entries["old"].num_samples == 3
     assert {path.name for path in tmp_path.iterdir()} <= {"dataset_info.json", ".dataset_info.json.lock"}
+
+
+def _write(folder: str, number: int, gate) -> None:
+    gate.wait()
+    write_stage(Path(folder), f"stage_{number}", {"number": number})
+
+
+def test_stages_that_end_at_once_all_stand_in_the_manifest(tmp_path):
+    fork = multiprocessing.get_context("fork")
+    gate = fork.Barrier(20)
+    writers = [fork.Process(target=_write, args=(str(tmp_path), number, gate)) for number in range(20)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert {name: stage["number"] for name, stage in manifest.items()} == {f"stage_{i}": i for i in range(20)}
 
 
 def test_other_entries_keep_their_keys_and_order(tmp_path):

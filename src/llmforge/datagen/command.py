@@ -100,6 +100,11 @@ def _show_result(recipe: DatasetRecipe, result: GenerateResult) -> None:
     )
     for cause, count in counts["causes"].items():
         print(f"  {count:>6}  {cause}", file=sys.stderr)
+    for slot, values in counts.get("short", {}).items():
+        some = ", ".join(f"{value} {count}" for value, count in list(values.items())[:4])
+        missing = some + (f" and {len(values) - 4} more" if len(values) > 4 else "")
+        advice = "refill=2 asks for spares of rejected rows"
+        print(f"{slot}: {sum(values.values())} rows short of its quota ({missing}); {advice}", file=sys.stderr)
     if "confusion" in counts:
         _show_confusion(counts["confusion"])
     print(f"{counts['tokens_in']} tokens in, {counts['tokens_out']} out, {counts['cost_usd']} USD", file=sys.stderr)

@@ -122,6 +122,11 @@ class DatasetRecipe:
     max_rejected: float = option(
         0.5, "Share of rejected rows above which the run ends with code 3.", at_least=0, at_most=1
     )
+    refill: int = option(
+        0,
+        "Times that spare rows are made for rejected ones, with their quota values and fresh other slots.",
+        at_least=0,
+    )
     register: str | None = option(None, "dataset_info.json that learns the data set's name.", path="output")
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     dedupe: DedupeConfig = field(default_factory=DedupeConfig)

@@ -7,17 +7,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from llmforge import __version__
 from llmforge.datagen.keys import DatasetRecipe
 from llmforge.runs import MANIFEST, atomic_write, sha256_file
 
 
 def write_stage(folder: Path, stage: str, facts: dict[str, Any]) -> None:
-    """Set one stage's section; those of other stages stay."""
+    """Set one stage's section; those of other stages stay, also when several are written at once."""
     path = Path(folder) / MANIFEST
-    manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    manifest[stage] = {"llmforge": __version__, "finished_at": round(time.time(), 3), **facts}
-    atomic_write(path, json.dumps(manifest, ensure_ascii=False, indent=1) + "\n")
+    with FileLock(path.with_name(f".{MANIFEST}.lock")):
+        manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        manifest[stage] = {"llmforge": __version__, "finished_at": round(time.time(), 3), **facts}
+        atomic_write(path, json.dumps(manifest, ensure_ascii=False, indent=1) + "\n")
 
 
 def recipe_facts(recipe: DatasetRecipe) -> dict[str, Any]:

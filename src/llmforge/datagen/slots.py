@@ -44,13 +44,17 @@ def draw_of(*what: object) -> random.Random:
 
 @dataclass(frozen=True)
 class Slot:
-    """One slot: `sample(seed, index, values so far)` is its value; `quota` the rows it wants in all."""
+    """One slot: `sample(seed, index, values so far)` is its value; `quota` the rows it wants in all.
+
+    A slot `in_turn` gives every value its turn; a spare row takes the value of the row that it stands in for.
+    """
 
     name: str
     sample: Callable[[int, int, Values], Any]
     quota: int | None = None
     table: Table | None = None
     choices: tuple[Any, ...] = ()
+    in_turn: bool = False
 
 
 def read_slots(slots: Mapping[str, Any], origin: Origin | None) -> list[Slot]:
@@ -124,7 +128,7 @@ def _table(name: str, how: Mapping[str, Any], origin: Origin | None) -> Slot:
         rows = table.rows
         # Rounds of all values in random order: any stretch of rows holds every value equally often, within one.
         sample = lambda seed, index, _: rows[_shuffled(size, seed, name, index // size)[index % size]]  # noqa: E731
-        return Slot(name, sample, None if per_value is None else per_value * size, table)
+        return Slot(name, sample, None if per_value is None else per_value * size, table, in_turn=True)
     if n is None:
         return Slot(name, lambda seed, index, _: draw_of(seed, name, index).choice(table.rows), None, table)
     if not isinstance(n, int) or n < 1 or (n > size and how.get("distinct", True)):

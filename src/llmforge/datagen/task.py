@@ -103,7 +103,7 @@ class TaskMaker:
         return maker
 
     def task(self, index: int) -> Task:
-        """The task of a row.
+        """The task of a row; an index of `num_rows` and more is a spare's (quota.py).
 
         Raises:
             RecipeError: a fact that cannot be computed or contradicts the schema; names the row.
@@ -199,11 +199,13 @@ class TaskMaker:
 
     def _values(self, index: int) -> dict[str, Any]:
         """Slots by name, and under `slots`, `compute`, `variant`, `index`."""
-        by = self.recipe.variants.get("by")
-        variant = self.variants[index * len(self.variants) // self.num_rows] if self.variants else None
+        by, seed = self.recipe.variants.get("by"), self.recipe.seed
+        place = index % self.num_rows  # of a spare: that of the row it stands in for
+        variant = self.variants[place * len(self.variants) // self.num_rows] if self.variants else None
         slots: dict[str, Any] = {}
         for slot in self.slots:
-            slots[slot.name] = variant if slot.name == by else slot.sample(self.recipe.seed, index, slots)
+            number = place if slot.in_turn else index
+            slots[slot.name] = variant if slot.name == by else slot.sample(seed, number, slots)
         computed: dict[str, Any] = {}
         values = {**slots, "slots": slots, "compute": computed, "variant": variant, "index": index}
         for name, expression in self.compute.items():
