@@ -1,0 +1,92 @@
+"""Loading a reward model beside the policy: on its base where that is the same one, else as a second copy."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmforge.config.load import load_recipe
+from llmforge.config.schema import Recipe
+from llmforge.errors import RecipeError
+from llmforge.model.adapters import ADAPTER, add_lora, attach_adapter
+from llmforge.model.loading import LoadedModel, load_model
+from llmforge.model.sources import resolve_model
+from llmforge.model.value_head import FILE, ValueHead, has_value_head, load_value_head, new_value_head
+from llmforge.runs import read_manifest
+from llmforge.train.rl.roles import BASE, CRITIC, REWARD, Role, copy_adapter
+
+
+def is_url(reward_model: str | None) -> bool:
+    return reward_model is not None and reward_model.startswith(("http://", "https://"))
+
+
+def load_judges(recipe: Recipe, loaded: LoadedModel, with_critic: bool) -> tuple[Role | None, Role | None]:
+    """(critic, reward) as the recipe asks for them.
+
+    A critic starts as a copy of the reward model; without one, as a copy of the actor with a head of zeros.
+
+    Raises:
+        RecipeError: the folder holds no reward model, or one of another tokenizer or template.
+    """
+    folder = recipe.rl.reward_model
+    if folder is None or is_url(folder):
+        return (_fresh_critic(loaded.model) if with_critic else None), None
+    path = Path(folder)
+    if not has_value_head(path):
+        raise RecipeError(f"reward_model: {folder} has no {FILE}, so it is no reward model; train one with stage: rm")
+    theirs = load_recipe([folder, f"device={recipe.model.device}"], "chat")
+    _check_manifest(path, loaded)
+    if _shares_base(recipe, theirs, loaded):
+        model, adapter = attach_adapter(loaded.model, path, REWARD), REWARD
+    else:
+        judge = load_model(replace(theirs, finetune=recipe.finetune), for_training=False)
+        model, adapter = judge.model, ADAPTER if theirs.model.adapter_name_or_path else BASE
+    head = load_value_head(model, path)
+    reward = Role(model, adapter, head)
+    if not with_critic:
+        return None, reward
+    critic_head = copy.deepcopy(head).requires_grad_(True)
+    if adapter == BASE:  # a reward model trained whole; the critic learns an adapter on it
+        model = add_lora(model, recipe.finetune, [])
+        return Role(model, ADAPTER, critic_head), Role(model, BASE, head)
+    copy_adapter(model, adapter, CRITIC)
+    return Role(model, CRITIC, critic_head), reward
+
+
+def _fresh_critic(policy: Any) -> Role:
+    copy_adapter(policy, ADAPTER, CRITIC)
+    head = new_value_head(policy)
+    torch.nn.init.zeros_(head.weight)  # the first returns are then the rewards themselves
+    return Role(policy, CRITIC, _learning(head))
+
+
+def _learning(head: ValueHead) -> ValueHead:
+    return head.requires_grad_(True)
+
+
+def _shares_base(recipe: Recipe, theirs: Recipe, loaded: LoadedModel) -> bool:
+    """Whether the reward model is one adapter on the very weights that the policy's adapter sits on."""
+    merged = recipe.model.adapter_name_or_path
+    merged = merged if recipe.finetune.create_new_adapter else merged[:-1]
+    if merged or len(theirs.model.adapter_name_or_path) != 1 or recipe.model.resize_vocab or theirs.model.resize_vocab:
+        return False
+    return resolve_model(theirs.model).resolve() == loaded.folder.resolve()
+
+
+def _check_manifest(path: Path, loaded: LoadedModel) -> None:
+    """Raises RecipeError when the reward model reads other ids or other conversations than the policy writes."""
+    manifest = read_manifest(path) or {}
+    if manifest.get("tokenizer_hash", loaded.tokenizer.vocab_hash) != loaded.tokenizer.vocab_hash:
+        raise RecipeError(
+            f"reward_model: {path} was trained on the base {manifest.get('base_model')}, whose tokenizer is not the "
+            "policy's; train a reward model on a base with the same tokenizer, or serve it and give its URL"
+        )
+    if manifest.get("template_hash", loaded.template.hash()) != loaded.template.hash():
+        raise RecipeError(
+            f"reward_model: {path} was trained with the template {manifest.get('template')}, the policy uses "
+            f"{loaded.template.name}; write template: {manifest.get('template')}"
+        )
