@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
+import torch
 
-from llmforge.data.example import Message
+from llmforge.data.example import Message, ToolCall
 from llmforge.data.templates.find import get_template
 from llmforge.data.tokenizer import load_tokenizer
 from llmforge.infer.local.core import LocalCore
+from llmforge.infer.local.grammar import Grammars, masks_of
 from llmforge.infer.protocol import Conversation, GenerateRequest, RequestError, Sampling
 
 pytest.importorskip("llguidance")
@@ -86,4 +89,132 @@ def test_what_cannot_be_bound_is_refused_by_name(core, constraint, message):
 
 
 def test_the_capability_is_listed(core):
-    assert core.capabilities().constraints == {"json_object", "json_schema"}
+    assert core.capabilities().constraints == {"json_object", "json_schema", "tool_calls"}
+
+
+# Forced tokens, and masks beside the forward pass
+
+
+def bound(core, constraint, tools=()):
+    return Grammars(core.tokenizer, core.vocab_size, sorted(core.stop_ids), core.template).begin(constraint, tools)
+
+
+def allowed(matcher):
+    """Ids that the mask leaves in."""
+    logits = masks_of([matcher]).apply(torch.zeros(1, matcher.grammars.vocab_size))
+    return logits[0].isfinite().nonzero().flatten().tolist()
+
+
+def test_a_forced_token_is_the_only_one_its_mask_holds(core):
+    matcher = bound(core, {"type": "json_schema", "schema": SCHEMA})
+    text, num_forced = "", 0
+    while not text.endswith("}}"):  # const place, then people is free
+        forced = matcher.forced()
+        if not forced:
+            choices = allowed(matcher)
+            assert len(choices) > 1
+            matcher.take(choices[0])
+            text += core.tokenizer.decode(choices[:1])
+        for id in forced:
+            assert allowed(matcher) == [id]
+            matcher.take(id)
+            text += core.tokenizer.decode([id])
+            num_forced += 1
+        if num_forced > 60:
+            break
+    assert num_forced > 10
+
+
+def test_behind_a_whole_text_the_end_is_forced(core):
+    matcher = bound(core, {"type": "json_schema", "schema": {"const": {"a": 1}}})
+    ids = []
+    while not core.stop_ids & set(ids):
+        ids += (forced := matcher.forced())
+        for id in forced:
+            matcher.take(id)
+    assert core.tokenizer.decode(ids[:-1]) == '{"a": 1}'
+    assert ids[-1] == core.tokenizer.eos_id
+
+
+def test_rows_without_a_grammar_keep_their_logits(core):
+    matcher = bound(core, {"type": "json_object"})
+    logits = torch.randn(3, core.vocab_size)
+    masked = masks_of([None, matcher, None]).apply(logits)
+    assert torch.equal(masked[[0, 2]], logits[[0, 2]])
+    kept = masked[1].isfinite()
+    assert torch.equal(masked[1][kept], logits[1][kept])
+    assert 0 < kept.sum() < 20
+    assert masks_of([None, None]) is None
+
+
+def test_a_grammar_that_fails_says_why_and_allows_nothing(core):
+    matcher = bound(core, {"type": "json_object"})
+    matcher.take(core.tokenizer.ids("x")[0])
+    assert "satisfy the grammar" in matcher.error
+    assert allowed(matcher) == matcher.forced() == []
+
+
+# Forced tool calls
+
+TOOLS = (
+    {
+        "type": "function",
+        "function": {
+            "name": "find",
+            "parameters": {
+                "type": "object",
+                "properties": {"place": {"enum": ["hall", "yard"]}},
+                "required": ["place"],
+                "additionalProperties": False,
+            },
+        },
+    },
+    {
+        "type": "function",
+        "function": {
+            "name": "count",
+            "parameters": {
+                "type": "object",
+                "properties": {"limit": {"type": "integer", "minimum": 1, "maximum": 3}},
+                "required": ["limit"],
+                "additionalProperties": False,
+            },
+        },
+    },
+)
+FIND, COUNT = ToolCall("find", {"place": "yard"}), ToolCall("count", {"limit": 2})
+
+
+def reads(core, template, text_parts, constraint):
+    """Whether the grammar takes the ids of these parts to their end."""
+    matcher = Grammars(core.tokenizer, core.vocab_size, sorted(core.stop_ids), template).begin(constraint, TOOLS)
+    for part in text_parts:
+        pieces = core.tokenizer.split_marks(part.text) if part.mark else (part.text,)
+        for piece in pieces:
+            for id in [piece] if isinstance(piece, int) else core.tokenizer.ids(piece):
+                matcher.take(id)
+                if matcher.error:
+                    return False
+    return matcher.forced() == [core.tokenizer.eos_id] or core.tokenizer.eos_id in allowed(matcher)
+
+
+@pytest.mark.parametrize("syntax", ["qwen", "default", "llama3", "mistral"])
+def test_a_forced_call_is_what_the_template_writes_and_reads(core, syntax):
+    template = dataclasses.replace(core.template, tool_syntax=syntax)
+    one, two = (template.syntax.calls(calls, "", "") for calls in ([FIND], [COUNT, FIND]))
+    free = {"type": "tool_calls", "name": None, "parallel": True}
+    assert reads(core, template, one, free)
+    assert reads(core, template, two, free)
+    assert reads(core, template, one, {**free, "name": "find", "parallel": False})
+    assert not reads(core, template, one, {**free, "name": "count"})
+    assert not reads(core, template, two, {**free, "parallel": False})
+    assert not reads(core, template, template.syntax.calls([ToolCall("find", {"place": "moon"})], "", ""), free)
+
+
+def test_a_tool_that_is_not_there_cannot_be_forced(core):
+    template = dataclasses.replace(core.template, tool_syntax="qwen")
+    grammars = Grammars(core.tokenizer, core.vocab_size, sorted(core.stop_ids), template)
+    with pytest.raises(RequestError, match="no tool 'fly'; known: find, count"):
+        grammars.begin({"type": "tool_calls", "name": "fly"}, TOOLS)
+    with pytest.raises(RequestError, match="no tool None; known: none"):
+        grammars.begin({"type": "tool_calls"}, ())
