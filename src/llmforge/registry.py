@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from llmforge.errors import RecipeError, nearest
+from llmforge.process import large_imports
 
 
 class Registry:
@@ -32,7 +33,8 @@ class Registry:
         value = self._table[name]
         if isinstance(value, str):
             module, _, attribute = value.partition(":")
-            value = self._table[name] = getattr(importlib.import_module(module), attribute)
+            with large_imports():
+                value = self._table[name] = getattr(importlib.import_module(module), attribute)
         return value
 
     def add(self, name: str, value: Any) -> None:

@@ -26,6 +26,7 @@ one that somebody has to act on first.
 when a pump station has no power, or when the caller depends on a medical device. It is false in all other cases, \
 also when the caller is angry.
 "district" is the name of the district in lower case, and "since" the time in the report.
+A report that only says that an earlier one is settled keeps the kind of the earlier one and is never urgent.
 Do not explain your choice, do not add fields, and write "unknown" for what is not there."""
 
 PLACES = ("harbour", "old town", "north hill", "mill quarter", "station", "meadow side", "east bank", "upper field")
@@ -63,9 +64,9 @@ def classify(num_rows: int, length: int) -> list[dict[str, str]]:
     for number in range(num_rows):
         kind = draw.choice(sorted(FAULTS))
         place, urgent = draw.choice(PLACES), draw.random() < 0.3
-        remarks = draw.sample(REMARKS, draw.randint(3, 9))
+        remarks = draw.sample(REMARKS, draw.randint(0, 3))
         clock = f"{draw.randint(0, 23):02}:{draw.randint(0, 59):02}"
-        report = f"report {number}, {clock}, {place}: {draw.choice(FAULTS[kind])}; " + "; ".join(remarks) + "."
+        report = f"{clock}, {place}: " + "; ".join([draw.choice(FAULTS[kind]), *remarks])
         answer = json.dumps({"kind": kind, "urgent": urgent, "district": place, "since": clock})
         rows.append({"instruction": INSTRUCTION, "input": report, "output": answer})
     return rows

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from llmforge.config.load import load_recipe
+from llmforge.process import large_imports
 
 
 def main(words: Sequence[str]) -> int:
@@ -13,7 +14,8 @@ def main(words: Sequence[str]) -> int:
     recipe = load_recipe(words, "export")
     for note in recipe.notes:
         print(note, file=sys.stderr)
-    from llmforge.export.merge import export  # behind the load, so that a wrong recipe is refused before torch is read
+    with large_imports():  # behind the load, so that a wrong recipe is refused before torch is read
+        from llmforge.export.merge import export
 
     folder = export(recipe)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

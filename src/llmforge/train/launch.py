@@ -13,6 +13,7 @@ from pathlib import Path
 from llmforge.config.dump import spoken
 from llmforge.config.schema import Recipe
 from llmforge.errors import ForgeError, RecipeError
+from llmforge.process import large_imports
 from llmforge.runs import RunDir
 from llmforge.train.stop import SIGNALS, StoppedByUser
 
@@ -65,7 +66,8 @@ def num_ranks(recipe: Recipe) -> int:
 
 def _here(recipe: Recipe) -> int:
     _tell_deepspeed(recipe, os.environ)
-    from llmforge.train.run import run
+    with large_imports():
+        from llmforge.train.run import run
 
     try:
         run(recipe)
