@@ -18,7 +18,7 @@ from llmforge.infer.local.live import base_of
 
 BASE = ""  # the name of rows without an adapter
 Update = Callable[[Tensor, Tensor], None]  # x (rows, in), y (rows, out): put the adapter's part into y, in place
-Span = tuple[str, int]  # an adapter's name, and how many rows in a row are its own
+Span = tuple[str | None, int]  # an adapter's name, and how many rows in a row are its own; None is the base too
 
 
 class AdapterBatch:
@@ -27,13 +27,15 @@ class AdapterBatch:
     Only the `forward` of layers that an adapter changes is replaced, on the instance, while there is such an adapter.
     """
 
+    can_mix = True  # rows of several adapters may share a pass
+
     def __init__(self, model: nn.Module):
         self.model = model
         self.names: set[str] = set()
         self._head = base_of(model).get_output_embeddings()
         self._layers: dict[nn.Module, _Layer] = {}
-        self._rows: list[Span] = []
-        self._head_rows: list[Span] | None = None
+        self._rows: list[tuple[str, int]] = []
+        self._head_rows: list[tuple[str, int]] | None = None
         self._runs: dict[tuple[int, bool], list[tuple[str, int, int]]] = {}
 
     def add(self, name: str, updates: Mapping[str, Update]) -> None:
@@ -90,11 +92,6 @@ class AdapterBatch:
         """
         if self._rows and module in self._layers:
             self._layers[module].update(x, y)
-
-    @property
-    def is_used(self) -> bool:
-        """Whether rows of the current pass have an adapter."""
-        return any(name != BASE for name, _ in self._rows)
 
     def runs(self, num_rows: int, is_head: bool) -> list[tuple[str, int, int]]:
         """(adapter, first row, end) among `num_rows` rows of a layer, those of the base left out."""
@@ -154,10 +151,11 @@ class _Layer:
         return self
 
 
-def _merged(spans: Iterable[Span]) -> list[Span]:
+def _merged(spans: Iterable[Span]) -> list[tuple[str, int]]:
     """Neighbours of one adapter as one span; empty when every row is the base's."""
-    merged: list[Span] = []
-    for name, count in spans:
+    merged: list[tuple[str, int]] = []
+    for given, count in spans:
+        name = given or BASE
         if merged and merged[-1][0] == name:
             merged[-1] = (name, merged[-1][1] + count)
         elif count:
@@ -165,7 +163,7 @@ def _merged(spans: Iterable[Span]) -> list[Span]:
     return merged if any(name != BASE for name, _ in merged) else []
 
 
-def _places(spans: Sequence[Span], width: int) -> Iterator[tuple[str, int, int]]:
+def _places(spans: Sequence[tuple[str, int]], width: int) -> Iterator[tuple[str, int, int]]:
     start = 0
     for name, count in spans:
         end = start + count * width
