@@ -138,6 +138,8 @@ SEARCHES: dict[str, Callable[[str, dict[str, Any], Origin, Found], None]] = {
     "template": _template,
     "model_name_or_path": _model,
     "adapter_name_or_path": _adapters,
+    "ref_model": _model,
+    "ref_model_adapters": _adapters,
     "resume_from_checkpoint": _checkpoint,
     "dataset": _datasets,
     "eval_dataset": _datasets,

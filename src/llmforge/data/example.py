@@ -86,7 +86,10 @@ class EncodedSet(Sequence[Encoded]):
         input_ids, labels: (tokens,) int32, all rows one after the other.
         offsets: (rows + 1,) int64; row i is [offsets[i], offsets[i + 1]).
         examples: (rows,) int64, the position of each row's example in the list that was encoded.
+        reference: log-probabilities of groups' members under a reference model (data/groups.py), where they were asked.
     """
+
+    reference: Any = None
 
     def __init__(self, input_ids: np.ndarray, labels: np.ndarray, offsets: np.ndarray, examples: np.ndarray):
         self.input_ids, self.labels, self.offsets, self.examples = input_ids, labels, offsets, examples

@@ -8,6 +8,7 @@ What a mark means is the stage's affair: rm and dpo prefer the larger one, kto's
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -60,3 +61,39 @@ def first_and_rest(row: Encoded, share: bool) -> tuple[np.ndarray, int]:
     if not share or len(ids) == 1:
         return ids[0], sum(len(member) for member in ids[1:])
     return ids[0], len(build_forest(ids).tokens) - len(ids[0])
+
+
+def member_offsets(rows: Sequence[Encoded]) -> np.ndarray:
+    """(rows + 1,) where each row's members stand in a list of all members."""
+    counts = [len(open_group(row)[0]) for row in rows]
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+
+
+class MemberNumbers(NamedTuple):
+    """A number for each member of each row."""
+
+    offsets: np.ndarray  # (rows + 1,)
+    numbers: np.ndarray  # (members,)
+
+    def take(self, rows: Sequence[int]) -> np.ndarray:
+        """The numbers of some rows' members, one after the other."""
+        parts = [self.numbers[self.offsets[row] : self.offsets[row + 1]] for row in rows]
+        return np.concatenate([self.numbers[:0], *parts])
+
+
+class Members(Sequence[Encoded]):
+    """The rows of a set with the members of one mark alone, or with all others."""
+
+    def __init__(self, rows: Sequence[Encoded], mark: int, inside: bool):
+        self.rows, self.mark, self.inside = rows, mark, inside
+
+    def keeps(self, mark: int) -> bool:
+        return (mark == self.mark) == self.inside
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        members, marks = open_group(self.rows[index])
+        kept = [number for number, mark in enumerate(marks) if self.keeps(mark)]
+        return join_group([members[number] for number in kept], [marks[number] for number in kept])

@@ -40,6 +40,8 @@ class Batch:
         rows: (num_rows,) their positions in the list that was planned; members of a group (data/groups.py) share one.
         group: (num_rows,) which rows belong together, counted from 0 in this batch; an ordinary row is alone.
         marks: (num_rows,) marks of a group's members; 0 for ordinary rows.
+        reference: (num_rows,) log-probabilities under a reference model, where they were asked before.
+        aside: other members of the same groups, which go through the model apart from these.
         row_tokens: tokens of all rows; more than `num_tokens` when rows share some.
     """
 
@@ -54,6 +56,8 @@ class Batch:
     row_tokens: int
     group: np.ndarray
     marks: np.ndarray
+    reference: np.ndarray | None = None
+    aside: Batch | None = None
 
     @property
     def lengths(self) -> np.ndarray:

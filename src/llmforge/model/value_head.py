@@ -71,10 +71,10 @@ def values_at(model: nn.Module, head: ValueHead, batch: Batch, places: np.ndarra
     return state_values(model, head, replace(batch, state=places, target=np.zeros_like(places)))
 
 
-def save_value_head(head: ValueHead, folder: Path) -> None:
-    """Write the head's weights, in fp32, beside the adapter's."""
-    weight = getattr(head.weight, "data", head.weight).detach().float().cpu().contiguous()
-    save_file({KEY: weight}, Path(folder) / FILE)
+def save_value_head(head: ValueHead | Tensor, folder: Path) -> None:
+    """Write a head, or its weight (1, H), in fp32 beside the adapter's."""
+    weight = head.weight if isinstance(head, ValueHead) else head
+    save_file({KEY: weight.detach().float().cpu().contiguous()}, Path(folder) / FILE)
 
 
 def has_value_head(folder: Path) -> bool:

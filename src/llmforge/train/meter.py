@@ -16,7 +16,7 @@ class Meter:
     total_tokens: int = 0
     total_computed: int = 0
     total_supervised: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)  # sums over steps of the stage's own means
+    metrics: dict[str, list[float]] = field(default_factory=dict)  # the stage's own means, one of each step that has it
     last_loss: float = float("nan")  # of the last step, nats
     last_norm: float | None = None  # gradient norm of the last step, before clipping
     started_at: float = field(default_factory=time.perf_counter)
@@ -42,7 +42,7 @@ class Meter:
         self.last_loss = means["loss"]
         for name, value in means.items():
             if name != "loss":
-                self.metrics[name] = self.metrics.get(name, 0.0) + value
+                self.metrics.setdefault(name, []).append(value)
         self.total_tokens += tokens
         self.total_computed += computed
         self.total_supervised += supervised
@@ -60,7 +60,7 @@ class Meter:
             "supervised_tokens": self.supervised,
             "step_ms": round(1000 * elapsed / max(self.steps, 1), 1),
         }
-        taken |= {name: value / max(self.steps, 1) for name, value in self.metrics.items()}
+        taken |= {name: sum(values) / len(values) for name, values in self.metrics.items()}
         self.metrics = {}
         self.steps = self.tokens = self.supervised = 0
         self.started_at = now

@@ -36,7 +36,7 @@ from llmforge.train.checkpoint import find_checkpoint
 from llmforge.train.console import clock
 from llmforge.train.generation import ReplyScores
 from llmforge.train.heartbeat import heartbeat
-from llmforge.train.losses import Stage
+from llmforge.train.losses import Stage, Start
 from llmforge.train.manifest import data_part, manifest
 from llmforge.train.memory import card_peaks, is_out_of_memory, out_of_memory
 from llmforge.train.meter import Meter
@@ -144,6 +144,7 @@ class _OneRun:
             tokenizer, template = load_text(recipe, model_folder)
             report.phase("tokenise", f"template {template.name}, {len(tokenizer):,} tokens in the vocabulary")
             data = build_data(recipe, tokenizer, template)
+        stage.check(data)
         before = read_manifest(self.folder.path) if checkpoint else None
         about = manifest(recipe, model_folder, tokenizer, template) | data_part(data.reports, data.hashes)
         self._describe(data, about, checkpoint)
@@ -151,6 +152,7 @@ class _OneRun:
         report.phase("load", str(model_folder))
         set_seed(recipe.train.seed)  # new adapter weights are drawn while loading
         loaded = load_model(recipe, for_training=True)
+        stage.extend(loaded.model)
         fresh = recipe.finetune.create_new_adapter or not recipe.model.adapter_name_or_path
         if recipe.finetune.lora_init == "eva" and fresh and not checkpoint:
             init_eva(loaded.model, data.train)
@@ -163,6 +165,7 @@ class _OneRun:
         if report.main and batching.line:
             self._write_manifest(about | {"tokens_per_pass": batching.line.tokens})
 
+        stage.prepare(self._start(args, loaded, data, batching, resumed=bool(checkpoint)))
         trainer = self._trainer(args, stage, loaded, data, batching)
         self._sizes(trainer, data)
         report.state(state="running", phase="train")
@@ -211,6 +214,21 @@ class _OneRun:
     def _write_manifest(self, about: dict[str, Any]) -> None:
         atomic_write(self.folder.manifest_path, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 
+    def _start(
+        self, args: TrainingArguments, loaded: LoadedModel, data: DataSets, batching: Batching, *, resumed: bool
+    ) -> Start:
+        return Start(
+            loaded,
+            data,
+            batching.line,
+            loaded.tokenizer.pad_id or 0,
+            self.folder.path,
+            resumed,
+            args.world_size,
+            args.process_index,
+            self.report.say,
+        )
+
     def _trainer(
         self, args: TrainingArguments, stage: Stage, loaded: LoadedModel, data: DataSets, batching: Batching
     ) -> ForgeTrainer:
@@ -232,6 +250,8 @@ class _OneRun:
             group_by_length=train.group_by_length,
             drop_last=args.dataloader_drop_last,
             shuffle=not train.disable_shuffling,
+            shift=stage.shift,
+            aside=stage.aside,
             epoch_rows=data.epoch_rows,
         )
         pace = Pace()
@@ -250,7 +270,6 @@ class _OneRun:
             stop=self.stop,
             meter=self.meter,
             eval_sets=data.evals,
-            compute_accuracy=recipe.eval.compute_accuracy,
             reply_scores=ReplyScores(recipe, loaded, data.eval_examples) if recipe.eval.predict_with_generate else None,
             loraplus=recipe.finetune if recipe.finetune.loraplus_lr_ratio else None,
             nan_policy=train.nan_policy,

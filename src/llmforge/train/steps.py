@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from llmforge.data.example import EncodedSet
-from llmforge.data.groups import first_and_rest, is_group
+from llmforge.data.example import Encoded, EncodedSet
+from llmforge.data.groups import Members, first_and_rest, is_group, open_group
 from llmforge.data.plan import Batch, best_fit, by_start, even_parts, lay_packed, lay_padded, lay_tree, within_budget
 
 # Rows of this many steps are sorted by length together when group_by_length is set: enough rows to find equals, few
@@ -68,7 +68,8 @@ class StepPlan(Dataset):
     `epoch_rows(epoch)` says which rows an epoch takes, where it is not each of them once. Where rows are packed, later
     epochs have as many sequences as the first: one more is left out, one too few is made up by one that comes twice.
 
-    A group of rows (data/groups.py) is a unit, so its members share a pass. `shift` is that of `lay_padded`.
+    A group of rows (data/groups.py) is a unit, so its members share a pass, but for those marked `aside`. `shift`
+    is that of `lay_padded`.
     """
 
     def __init__(
@@ -84,9 +85,10 @@ class StepPlan(Dataset):
         drop_last: bool = False,
         shuffle: bool = True,
         shift: int = 1,
+        aside: int | None = None,
         epoch_rows: Callable[[int], np.ndarray] | None = None,
     ):
-        self.shuffle, self.shift = shuffle, shift
+        self.shuffle, self.shift, self.aside = shuffle, shift, aside
         self.rows, self.shape, self.seed, self.pad_id = rows, shape, seed, pad_id
         self.packed, self.line, self.group_by_length = pack_to is not None, line, group_by_length
         self.pack_to, self.epoch_rows = pack_to, epoch_rows
@@ -175,11 +177,25 @@ class StepPlan(Dataset):
         ]
 
     def lay(self, group: list[int]) -> Batch:
+        if self.aside is None:
+            return self._lay(self.rows, group)
+        others, aside = (self._lay(Members(self.rows, self.aside, inside), group) for inside in (False, True))
+        return replace(others, aside=aside)
+
+    def _lay(self, rows: Sequence[Encoded], group: list[int]) -> Batch:
         if self.line and self.line.share:
-            return lay_tree(self.rows, group, shift=self.shift)
-        if self.line or self.packed:
-            return lay_packed(self.rows, group, shift=self.shift)
-        return lay_padded(self.rows, group, self.pad_id, shift=self.shift)
+            batch = lay_tree(rows, group, shift=self.shift)
+        elif self.line or self.packed:
+            batch = lay_packed(rows, group, shift=self.shift)
+        else:
+            batch = lay_padded(rows, group, self.pad_id, shift=self.shift)
+        if self.rows.reference is None:
+            return batch
+        numbers = self.rows.reference.take(group)
+        if isinstance(rows, Members):
+            marks = [mark for i in group for mark in open_group(self.rows[i])[1]]
+            numbers = numbers[[rows.keeps(mark) for mark in marks]]
+        return replace(batch, reference=numbers)
 
 
 def filler(batch: Batch) -> Batch:

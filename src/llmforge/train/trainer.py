@@ -25,9 +25,10 @@ from llmforge.data.plan import Batch
 from llmforge.errors import RecipeError, RunError, nearest
 from llmforge.model.adapters import count_parameters, loraplus_groups
 from llmforge.model.forward import check_isolation
+from llmforge.model.value_head import KEY, load_value_head, save_value_head, value_head_of
 from llmforge.runs import RunDir
 from llmforge.train.checkpoint import prune, seal
-from llmforge.train.evaluation import EvaluationAbandoned, evaluation_metrics, evaluation_sums
+from llmforge.train.evaluation import EvaluationAbandoned, evaluation_metrics, evaluation_sums, joined
 from llmforge.train.generation import ReplyScores
 from llmforge.train.losses import LossSum, Stage
 from llmforge.train.meter import Meter
@@ -60,7 +61,6 @@ class ForgeTrainer(Trainer):
         stop: StopSignal,
         meter: Meter,
         eval_sets: dict[str, EncodedSet],
-        compute_accuracy: bool = False,
         reply_scores: ReplyScores | None = None,
         loraplus: FinetuneConfig | None = None,
         nan_policy: str = "stop",
@@ -69,7 +69,7 @@ class ForgeTrainer(Trainer):
         callbacks: list[Any] | None = None,
     ):
         self.plan, self.stage, self.run, self.stop = plan, stage, run, stop
-        self.compute_accuracy, self.reply_scores = compute_accuracy, reply_scores
+        self.reply_scores = reply_scores
         self.loraplus, self.nan_policy = loraplus, nan_policy
         self.early_stopping, self.say = early_stopping, say
         self.meter, self.eval_sets = meter, eval_sets
@@ -114,13 +114,16 @@ class ForgeTrainer(Trainer):
         if callable(schedule_free):  # such an optimizer keeps two sets of weights
             schedule_free()
         real = [batch for batch in batches if batch.num_rows]
-        count, tokens, computed, *wishes = self.sum_over_ranks(
+        count, learned, tokens, computed, *wishes = self.sum_over_ranks(
             sum(self.stage.count(batch) for batch in real),
+            sum(len(batch.target) for batch in real),
             sum(batch.row_tokens for batch in real),
             sum(batch.num_tokens for batch in real),
             *(self.stop.received == number for number in SIGNALS),
         )
         self.agreed_signal = next((number for number, wish in zip(SIGNALS, wishes, strict=True) if wish), 0)
+        with self.compute_loss_context_manager():
+            self.stage.begin_step(model, batches, self.sum_over_ranks)
         scale = self.args.world_size / max(count, 1)  # DDP and DeepSpeed average over the ranks
         parts: list[LossSum] = []
         means: dict[str, float] = {}
@@ -131,20 +134,28 @@ class ForgeTrainer(Trainer):
                     part = self.stage.loss(model, batch)
                 loss = part.sum * float(batch.num_rows > 0)  # a filler takes part and counts nothing
                 if batch.num_rows:
-                    parts.append(LossSum(part.sum.detach(), part.metrics))
+                    parts.append(LossSum(part.sum.detach(), part.metrics, part.counts))
                 if last:  # before the backward pass, in which DeepSpeed already takes the optimizer step
-                    means = self._means(parts, list(part.metrics), count)
+                    means = self._means(parts, part, count)
                     self._check_finite("loss", means["loss"])
                 self.accelerator.backward(loss * scale, **self._backward_options())
-        self.meter.add(int(tokens), int(computed), int(count), means)
+        self.meter.add(int(tokens), int(computed), int(learned), means)
         return torch.tensor(means["loss"], device=self.args.device)
 
-    def _means(self, parts: list[LossSum], names: list[str], count: float) -> dict[str, float]:
-        """Loss and metrics of the step, over all ranks; the numbers leave the device here, once a step."""
+    def _means(self, parts: list[LossSum], some: LossSum, count: float) -> dict[str, float]:
+        """Loss and metrics of the step, over all ranks; the numbers leave the device here, once a step.
+
+        A metric that counts something else than the stage is left out of a step that has none of it.
+        """
+        names, counted = list(some.metrics), list(some.counts)
         sums = [sum(float(part.sum) for part in parts)]
         sums += [sum(float(part.metrics[name]) for part in parts) for name in names]
+        sums += [sum(part.counts[name] for part in parts) for name in counted]
         summed = self.sum_over_ranks(*sums)
-        return {name: value / max(count, 1) for name, value in zip(["loss", *names], summed, strict=True)}
+        counts = dict(zip(counted, summed[1 + len(names) :], strict=True))
+        over = {name: counts.get(name, max(count, 1)) for name in ["loss", *names]}
+        values = zip(["loss", *names], summed, strict=False)
+        return {name: value / over[name] for name, value in values if over[name]}
 
     def _sync(self, model: nn.Module, last: bool) -> contextlib.AbstractContextManager:
         """Gradients are exchanged in the last pass only."""
@@ -201,19 +212,17 @@ class ForgeTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Loss in nats per supervised token, perplexity and accuracy, over all sets and for each of several."""
+        """The stage's loss and metrics, over all sets and for each of several; scores of replies behind them."""
         started = time.perf_counter()
         sets: dict[str, EncodedSet] = eval_dataset or self.eval_sets
         if not sets:
             raise RecipeError("evaluation needs rows: set val_size or eval_dataset")
         metrics: dict[str, float] = {}
-        totals = torch.zeros(3, dtype=torch.float64)
-        for name, rows in sets.items():
-            sums = evaluation_sums(self, rows)
-            totals += sums
-            if len(sets) > 1:
-                metrics.update(evaluation_metrics(f"{metric_key_prefix}_{name}", sums, self.compute_accuracy))
-        metrics.update(evaluation_metrics(metric_key_prefix, totals, self.compute_accuracy))
+        parts = [evaluation_sums(self, rows) for rows in sets.values()]
+        if len(sets) > 1:
+            for name, sums in zip(sets, parts, strict=True):
+                metrics.update(evaluation_metrics(f"{metric_key_prefix}_{name}", sums, self.stage.per_token))
+        metrics.update(evaluation_metrics(metric_key_prefix, joined(parts), self.stage.per_token))
         if self.reply_scores is not None:
             share = self.args.process_index, self.args.world_size
             scores = self.reply_scores(self.accelerator.unwrap_model(self.model_wrapped), gather_object, *share)
@@ -265,6 +274,8 @@ class ForgeTrainer(Trainer):
     def _load_best_model(self) -> None:
         if not self.agreed_signal:  # a stopped run is gone on with, not finished
             super()._load_best_model()
+            if self.state.best_model_checkpoint:
+                self._load_head(Path(self.state.best_model_checkpoint))
 
     # Checkpoints
 
@@ -314,11 +325,28 @@ class ForgeTrainer(Trainer):
     _saved_step = -1
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        head = value_head_of(self.forge_model)
+        weight = None
+        if head is not None:  # a file of its own: no library knows it as a part of the model
+            state_dict = dict(self.forge_model.state_dict() if state_dict is None else state_dict)
+            (name,) = [name for name in state_dict if f".{name}".endswith(f".{KEY}")]
+            weight = state_dict.pop(name)
         super()._save(output_dir, state_dict)
         if self.args.should_save and output_dir:
+            if weight is not None:
+                save_value_head(weight, Path(output_dir))
             # A pickle of the arguments and an empty model card: recipe.yaml and manifest.json say it, and run nothing.
             for name in ("training_args.bin", "README.md"):
                 (Path(output_dir) / name).unlink(missing_ok=True)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_head(Path(resume_from_checkpoint))
+
+    def _load_head(self, folder: Path) -> None:
+        head = value_head_of(self.forge_model)
+        if head is not None and not self.is_deepspeed_enabled:  # DeepSpeed's own checkpoint holds every weight
+            head.weight.data.copy_(load_value_head(self.forge_model, folder).weight)
 
     def _init_training_state(self, *args: Any) -> tuple[int, int]:
         start = super()._init_training_state(*args)
