@@ -35,6 +35,10 @@ class Checked:
     problems: list[Problem] = field(default_factory=list)
     not_checked: list[str] = field(default_factory=list)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.recipe.notes
+
     def wrong(self, key: str, message: str) -> None:
         """A problem at the line where `key` was given."""
         self.problems.append(Problem(self.recipe.origins.get(key), message))

@@ -6,11 +6,13 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from llmforge.config.dump import nested, recipe_values, show_recipe
 from llmforge.config.explain import explain
 from llmforge.config.given import refuse
 from llmforge.config.json_schema import recipe_schema
+from llmforge.config.kind import recipe_kind
 from llmforge.config.load import load_recipe
 from llmforge.config.starters import STARTERS
 from llmforge.errors import RecipeError, nearest
@@ -49,15 +51,13 @@ def show(words: list[str]) -> int:
 
 
 def check(words: list[str]) -> int:
-    recipe = load_recipe([word for word in words if word != "--json"], "check")
-    from llmforge.check import check_recipe  # behind the load, so that a wrong recipe is refused sooner
-
-    result = check_recipe(recipe)
-    files = list(dict.fromkeys(origin.file for origin in recipe.origins.values() if origin.file))
+    rest = [word for word in words if word != "--json"]
+    result = CHECKS[recipe_kind(rest)](rest)
+    files = list(dict.fromkeys(origin.file for origin in result.recipe.origins.values() if origin.file))
     if "--json" in words:
         problems = [f"{p.origin.text}: {p.message}" if p.origin else p.message for p in result.problems]
         seen = {
-            "notes": recipe.notes,
+            "notes": result.notes,
             "fine": result.fine,
             "remarks": result.remarks,
             "not_checked": result.not_checked,
@@ -65,7 +65,7 @@ def check(words: list[str]) -> int:
         print(json.dumps(seen | {"problems": problems}, ensure_ascii=False, indent=2))
         return 2 if problems else 0
     for mark, lines in (
-        ("note", recipe.notes),
+        ("note", result.notes),
         ("ok", result.fine),
         ("look", result.remarks),
         ("not checked", result.not_checked),
@@ -76,6 +76,19 @@ def check(words: list[str]) -> int:
         raise refuse(files, result.problems)
     print("the recipe can run")
     return 0
+
+
+def _check_run(words: list[str]) -> Any:
+    recipe = load_recipe(words, "check")
+    from llmforge.check import check_recipe  # behind the load, so that a wrong recipe is refused sooner
+
+    return check_recipe(recipe)
+
+
+def _check_dataset(words: list[str]) -> Any:
+    from llmforge.datagen.check import check_dataset
+
+    return check_dataset(words)
 
 
 def explain_key(words: list[str]) -> int:
@@ -114,6 +127,7 @@ def _notes(notes: tuple[str, ...]) -> None:
         print(f"note: {note}", file=sys.stderr)
 
 
+CHECKS: dict[str, Callable[[list[str]], Any]] = {"run": _check_run, "dataset": _check_dataset}
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "show": show,
     "check": check,

@@ -88,6 +88,12 @@ def keys() -> Mapping[str, Key]:
     return found
 
 
+@functools.cache
+def flag_keys() -> frozenset[str]:
+    """Keys of type bool, which may stand on a command line without a value."""
+    return frozenset(n for n, key in keys().items() if bool in (key.type, *getattr(key.type, "__args__", ())))
+
+
 def keys_of(command: str) -> dict[str, list[Key]]:
     """Keys that a command reads, by group; all for a command that reads no recipe of its own."""
     found: dict[str, list[Key]] = {}

@@ -13,7 +13,7 @@ from llmforge.config import files, from_run
 from llmforge.config.dump import dump_recipe
 from llmforge.config.given import Given, Problem, refuse
 from llmforge.config.interpolate import interpolate
-from llmforge.config.keys import GROUPS, keys
+from llmforge.config.keys import GROUPS, flag_keys, keys
 from llmforge.config.plugins import load_plugin
 from llmforge.config.rules import View, broken_rules
 from llmforge.config.schema import Origin, Recipe
@@ -42,14 +42,19 @@ def load_recipe(words: Sequence[str], command: str = "train") -> Recipe:
     Raises:
         RecipeError: everything that is wrong with the recipe, with file and line.
     """
-    flags = frozenset(name for name, key in keys().items() if bool in (key.type, *getattr(key.type, "__args__", ())))
-    sources = read_sources(words, flags)
+    sources = read_sources(words, flag_keys())
+    recipe, problems = load_sources(sources, command)
+    if recipe is None:
+        raise refuse(sources.files, problems)
+    return recipe
+
+
+def load_sources(sources: Sources, command: str) -> tuple[Recipe | None, list[Problem]]:
+    """The recipe that was read, or None and everything that is wrong with it."""
     loading = _Loading(sources, command)
     if not sources.problems:  # a file that could not be read whole would only bring follow-up errors
         loading.finish()
-    if loading.problems:
-        raise refuse(sources.files, loading.problems)
-    return loading.recipe()
+    return (None if loading.problems else loading.recipe()), loading.problems
 
 
 class _Loading:

@@ -66,11 +66,34 @@ class _Made:
     shaped: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Conversion:
+    """A conversion with nothing written yet: what would stand where."""
+
+    recipe: DatasetRecipe
+    name: str
+    folder: Path
+    shape: str
+    rows: dict[str, list[dict[str, Any]]]
+    result: ConvertResult
+
+
 def convert(recipe: DatasetRecipe, files: Sequence[Path] = ()) -> ConvertResult:
     """Convert a recipe's source: `files`, `convert.file`, or the accepted rows of its folder.
 
     Raises:
         RecipeError: a source, column, expression or split that is wrong. Nothing is written then.
+    """
+    conversion = plan_conversion(recipe, files)
+    _write(conversion)
+    return conversion.result
+
+
+def plan_conversion(recipe: DatasetRecipe, files: Sequence[Path] = ()) -> Conversion:
+    """All of `convert` but the writing.
+
+    Raises:
+        RecipeError: as `convert`.
     """
     config = recipe.convert
     if config.to and config.format and config.to != config.format:
@@ -107,8 +130,7 @@ def convert(recipe: DatasetRecipe, files: Sequence[Path] = ()) -> ConvertResult:
         registry_path(recipe.register) if recipe.register else None,
         {str(file): sha256_file(file) for path in paths for file in (data_files(path) if path.is_dir() else [path])},
     )
-    _write(recipe, result, written, shape, name, folder)
-    return result
+    return Conversion(recipe, name, folder, shape, written, result)
 
 
 def _accepted(recipe: DatasetRecipe, report: RowReport) -> list[tuple[RowRef, Row]]:
@@ -232,10 +254,10 @@ def _folder(recipe: DatasetRecipe, from_files: bool) -> Path:
     return recipe.folder if recipe.name or not from_files else Path()
 
 
-def _write(
-    recipe: DatasetRecipe, result: ConvertResult, rows: dict[str, list], shape: str, name: str, folder: Path
-) -> None:
+def _write(made: Conversion) -> None:
     """Training files first, then the manifest and card, the registry last: what it names is there."""
+    recipe, result, rows = made.recipe, made.result, made.rows
+    shape, name, folder = made.shape, made.name, made.folder
     for part, path in result.files.items():
         write_jsonl(path, rows[part], ensure_ascii=recipe.convert.ensure_ascii)
     facts = {

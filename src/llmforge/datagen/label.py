@@ -34,7 +34,7 @@ def label_rows(recipe: DatasetRecipe, preview: int | None) -> GenerateResult:
         RecipeError: rows or labels that cannot be read; a column that is missing.
     """
     labels = read_labels(Path(str(recipe.label.labels)))
-    rows = _rows(recipe, labels)[:preview]
+    rows = rows_to_label(recipe, labels)[:preview]
     path = recipe.prompt or bundled(PROMPT)
     assert path is not None, f"{PROMPT} is shipped with Forge"
     prompt = Prompt.of_file(str(path), frozenset({"text", "labels", "row"}))
@@ -113,7 +113,12 @@ def column_of(row: Any, name: str) -> Any:
     return value
 
 
-def _rows(recipe: DatasetRecipe, labels: dict[str, str]) -> list[dict[str, Any]]:
+def rows_to_label(recipe: DatasetRecipe, labels: dict[str, str]) -> list[dict[str, Any]]:
+    """The rows of `label.rows`.
+
+    Raises:
+        RecipeError: none there, a column that is missing, or a known label that is none.
+    """
     path, field, gold = Path(str(recipe.label.rows)), recipe.label.field, recipe.label.gold
     found = []
     for number, row in read_rows(path, remark=lambda text: None):
