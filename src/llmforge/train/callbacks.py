@@ -50,7 +50,7 @@ class JsonlLog(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **about: Any) -> None:
         logs = about["logs"]
-        if not state.is_world_process_zero or not ("loss" in logs or "eval_loss" in logs):
+        if not state.is_world_process_zero or not any(key == "loss" or key.startswith("eval_") for key in logs):
             return
         gone, left = self.pace.times(state.global_step, state.max_steps)
         line: dict[str, Any] = {"current_steps": state.global_step, "total_steps": state.max_steps}
@@ -79,7 +79,7 @@ class ProgressLine(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **about: Any) -> None:
         logs = about["logs"]
-        if "eval_loss" in logs:
+        if any(key.startswith("eval_") for key in logs):
             hidden = ("epoch", "eval_runtime")
             scores = [f"{k} {v:.4g}" for k, v in logs.items() if k not in hidden and isinstance(v, (int, float))]
             self.console.say(f"eval  step {state.global_step}  " + "  ".join(scores))
@@ -108,14 +108,15 @@ class Watch(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.meter.last_norm is not None:
-            self._say(state, self.alarms.norm(state.global_step, self.meter.last_norm))
+            self.say(state, self.alarms.norm(state.global_step, self.meter.last_norm))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **about: Any) -> None:
         logs = about["logs"]
         if "loss" in logs:
-            self._say(state, self.alarms.loss(state.global_step, logs["loss"]))
+            self.say(state, self.alarms.loss(state.global_step, logs["loss"]))
 
-    def _say(self, state: TrainerState, text: str | None) -> None:
+    def say(self, state: TrainerState, text: str | None) -> None:
+        """Say an alarm and keep it in run.json."""
         if text is None or not state.is_world_process_zero:
             return
         self.console.say(f"alarm: {text}")

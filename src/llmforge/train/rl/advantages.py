@@ -6,9 +6,12 @@ lies behind a row's last action holds zeros, so that nothing behind it counts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+Gather = Callable[[list[float]], list[float]]  # this rank's numbers -> those of all ranks
 GROUP_EPSILON = 1e-4  # beside a group's standard deviation, as in TRL
 WHITEN_EPSILON = 1e-8
 
@@ -59,12 +62,13 @@ def gae(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> tuple[Tens
     return advantages, advantages + values
 
 
-def whiten(numbers: Tensor, mask: Tensor, keep_mean: bool = False) -> Tensor:
+def whiten(numbers: Tensor, mask: Tensor, gather: Gather = list, keep_mean: bool = False) -> Tensor:
     """`numbers` over their standard deviation where `mask` is True, 0 elsewhere; with mean 0 unless it is kept.
 
-    Fewer than two numbers are returned as they are.
+    Mean and deviation are those of all ranks, whose numbers `gather` brings together. Fewer than two numbers are
+    returned as they are.
     """
-    inside = numbers[mask]
+    inside = torch.tensor(gather(numbers[mask].tolist()), dtype=numbers.dtype)
     if len(inside) < 2:
         return numbers * mask
     mean = inside.mean()

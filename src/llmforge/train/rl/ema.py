@@ -22,3 +22,7 @@ class WeightAverage:
     def update(self, weights: Mapping[str, Tensor]) -> None:
         for name, average in self.weights.items():
             average.lerp_(weights[name].detach().to(average.device, average.dtype), 1 - self.decay)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(weight.numel() * weight.element_size() for weight in self.weights.values())

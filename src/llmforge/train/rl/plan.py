@@ -91,6 +91,8 @@ class RolloutPlan(Dataset):
         time, part = divmod(step.update, self.buffer)
         order = np.arange(count)
         if self.updates > 1:
-            order = np.random.default_rng([self.seed, step.epoch, step.number, time, self.shape.rank]).permutation(order)
+            order = np.random.default_rng([self.seed, step.epoch, step.number, time, self.shape.rank]).permutation(
+                order
+            )
         size = count // self.buffer
         return order[part * size : (part + 1) * size].tolist()

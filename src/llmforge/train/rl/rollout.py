@@ -85,3 +85,9 @@ class Roller:
         requests = [GenerateRequest("", TokenIds(prompt), sampling) for prompt in prompts]
         with self.roles.using(ACTOR):
             return [reply[0].token_ids for reply in self.core.generate_all(requests)]
+
+    def release(self) -> None:
+        """Give the cache's memory back before the backward pass needs it; its content is of old weights anyway."""
+        for method in ("invalidate", "release"):
+            if hasattr(self.core, method):
+                getattr(self.core, method)()
