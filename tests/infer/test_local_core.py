@@ -204,12 +204,13 @@ def test_a_request_past_its_deadline_ends_with_timeout_and_the_others_go_on(core
 
 def test_a_cancelled_job_ends_at_the_next_step(core):
     job = core.prepare(ask([5], max_new_tokens=400, ignore_eos=True))
-    pieces = []
-    for _, piece in core.run([job]):
-        pieces.append(piece)
-        job.cancelled = True
-    assert pieces[-1].finish_reason == "cancelled"
-    assert sum(len(piece.token_ids) for piece in pieces) < 10
+    core.submit(job)
+    for _ in range(3):
+        core.step()
+    job.cancelled = True
+    assert [piece.finish_reason for _, piece in core.step()] == ["cancelled"]
+    assert core.is_idle
+    assert core.stats().blocks_used == 0
 
 
 @pytest.mark.parametrize(
@@ -279,9 +280,3 @@ def test_nan_logits_end_one_reply_with_an_error(tokenizer):
     assert bad[0].finish_reason == "error"
     assert "NaN" in bad[0].error
     assert list(good[0].token_ids) == theirs(model, PROMPTS[1])
-
-
-def test_batches_hold_one_adapter_similar_lengths_and_the_budget(model, tokenizer):
-    core = LocalCore(model, tokenizer, get_template("chatml", tokenizer), max_rows=3, token_budget=100)
-    jobs = [core.prepare(ask([5] * length, max_new_tokens=10)) for length in (40, 3, 39, 4, 5, 6)]
-    assert core.plan(jobs) == [[0, 2], [5, 4, 3], [1]]

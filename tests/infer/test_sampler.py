@@ -140,8 +140,17 @@ def test_each_row_keeps_its_own_settings_when_rows_leave():
     sampler = Sampler(draws, 4, torch.device("cpu"))
     logits = torch.tensor([LOGITS] * 3)
     assert [c.token_id for c in sampler.choose(logits, [0, 0, 0])][1:] == [2, 0]
-    sampler.select([1, 2])
+    sampler.arrange([1, 2])
     assert [c.token_id for c in sampler.choose(logits[:2], [1, 1])] == [2, 1]
+
+
+def test_a_row_that_comes_later_brings_what_its_reply_holds_already():
+    sampler = Sampler([Draw(Sampling(), 1, 0, ())], 4, torch.device("cpu"))
+    back = Draw(greedy(frequency_penalty=1.0, repetition_penalty=1.5), 2, 0, (3,), [0, 0])
+    sampler.arrange([0], [back])
+    assert sampler.counts[1].tolist() == [2, 0, 0, 0]
+    assert sampler.seen[1].tolist() == [True, False, False, True]
+    assert sampler.choose(torch.tensor([[3.0, 2.5, 0.0, 2.8]] * 2), [0, 2])[1].token_id == 1  # 3/1.5 - 2; 2.5; 2.8/1.5
 
 
 def test_a_row_without_numbers_gets_no_token_and_the_others_do():

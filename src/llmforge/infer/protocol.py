@@ -149,6 +149,15 @@ class EngineStats:
     prompt_tokens: int  # since start
     completion_tokens: int
     ready: bool = True  # False while loading, draining or stopped
+    workers: int = 1  # alive
+    workers_died: int = 0
+    blocks: int = 0  # of the key-value cache, over all workers; 0 where an engine does not tell
+    blocks_used: int = 0  # held by running replies
+    blocks_cached: int = 0  # held by nobody, kept because their text may come again
+    looked_up_tokens: int = 0  # of prompts that began to run, since start
+    found_tokens: int = 0  # of these, in the cache already
+    preempted: int = 0  # replies whose blocks were taken for others and that were computed again
+    steps: int = 0  # forward passes
 
 
 @dataclass(frozen=True)

@@ -1,53 +1,75 @@
-"""LocalCore: generation in this process over a live model, in static batches with a key-value cache."""
+"""LocalCore: generation in this process over a live model, many replies at a time."""
 
 from __future__ import annotations
 
 import dataclasses
-import secrets
-import time
+import itertools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from llmforge.errors import RecipeError
-from llmforge.infer.local.forward import CachedForward
-from llmforge.infer.local.grammar import Grammars, Matcher, constrain
+from llmforge.infer.local.draw import Choice
+from llmforge.infer.local.grammar import Grammars, Matcher, masks_of
 from llmforge.infer.local.grammar import kinds as grammar_kinds
-from llmforge.infer.local.live import base_of, context_length, evaluating, model_stop_ids, using_adapter
+from llmforge.infer.local.intake import Intake, Limits
+from llmforge.infer.local.live import PeftAdapters, base_of, context_length, evaluating, model_stop_ids
+from llmforge.infer.local.padded import PaddedRunner
 from llmforge.infer.local.reply import GrowingReply, Job, Reply
+from llmforge.infer.local.row import Row
+from llmforge.infer.local.runner import Adapters, PagedRunner, measure
 from llmforge.infer.local.sampler import Sampler
 from llmforge.infer.local.text import ReplyText, StopStrings, TextStream
-from llmforge.infer.protocol import (
-    Capabilities,
-    Conversation,
-    GenerateRequest,
-    Piece,
-    PromptTooLong,
-    RequestError,
-    Sampling,
-    TokenIds,
-    UnknownModel,
-    Usage,
-)
+from llmforge.infer.protocol import Capabilities, Conversation, GenerateRequest, Piece, Sampling, Usage
 
 if TYPE_CHECKING:
     from llmforge.data.templates.template import Template
     from llmforge.data.tokenizer import Tokenizer
 
+log = logging.getLogger(__name__)
 CONTEXT = 8  # last prompt tokens that decide how a continued text begins: a leading space, bytes of one character
-COMPACT_BELOW = 0.75  # share of live rows under which the ended ones leave the cache; dropping costs a copy of it
+
+
+@dataclass(frozen=True)
+class CoreStats:
+    """What a core is doing, and has done since it began; blocks and looked-up tokens are 0 for padded batches."""
+
+    running: int
+    waiting: int
+    blocks: int = 0
+    blocks_used: int = 0  # held by rows
+    blocks_cached: int = 0  # held by nobody, kept for their text
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    looked_up_tokens: int = 0  # of prompts that were admitted
+    found_tokens: int = 0  # of these, whose keys and values were there already
+    preempted: int = 0
+    steps: int = 0
+
+
+@dataclass
+class _Progress:
+    """What is left of a job."""
+
+    remaining: int  # replies
+    num_tokens: int = 0
+    num_cached: int = 0
 
 
 class LocalCore:
     """Synchronous generation over a transformers or PEFT model; one call at a time.
 
     Args:
-        served: request model name -> PEFT adapter name, "" for the base without adapters. Without it, requests run
-            on the module as it stands, whatever name they carry.
+        served: request model name -> adapter name inside the model, "" for the base. Without it, requests run on the
+            module as it stands, whatever name they carry.
         max_rows: replies decoded together.
-        token_budget: cache places (rows x longest prompt and reply) of a batch; a single larger request still runs.
+        token_budget: places of the key-value cache; less where memory is short, more for one reply that needs it.
         skip_special: leave control tokens out of the text.
+        adapters: how a pass runs with the adapters of its rows; a PeftModel's own, one at a time, unless given.
     """
 
     def __init__(
@@ -60,32 +82,51 @@ class LocalCore:
         max_rows: int = 32,
         token_budget: int = 32768,
         skip_special: bool = True,
+        adapters: Adapters | None = None,
     ):
         self.model, self.tokenizer, self.template = model, tokenizer, template
         self.served = dict(served) if served is not None else None
         self.max_rows, self.token_budget, self.skip_special = max_rows, token_budget, skip_special
+        self.adapters = adapters
         self.context_length = context_length(model)
-        self.stop_strings = template.stop_strings(tokenizer)
+        embedding = base_of(model).get_input_embeddings().weight
+        self.vocab_size, self.device = embedding.shape[0], embedding.device
         self.stop_ids = frozenset([*template.stop_ids(tokenizer), *model_stop_ids(model)])
-        self.vocab_size = base_of(model).get_input_embeddings().weight.shape[0]
-        self.grammars = Grammars(tokenizer, self.vocab_size, sorted(self.stop_ids))
+        self.grammars = Grammars(tokenizer, self.vocab_size, sorted(self.stop_ids), template)
+        self._runner: PagedRunner | PaddedRunner | None = None
+        self._sampler = Sampler([], self.vocab_size, self.device)
+        self._drawn: list[Row | None] = []  # the sampler's rows, in its order; None: not up to date
+        self._progress: dict[int, _Progress] = {}  # by id of the job
+        self._orders = itertools.count()
+        self._prompt_tokens = self._completion_tokens = self._steps = 0
 
-    def capabilities(self) -> Capabilities:
-        names = frozenset(field.name for field in dataclasses.fields(Sampling)) - {"penalty_alpha"}
-        return Capabilities(names, grammar_kinds(), tokenize=True, max_running=self.max_rows)
+    # --- whole requests ---
 
     def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, Piece]]:
         """(request number, piece) as they come. A request that cannot run gets one piece with its error."""
-        jobs: dict[int, Job] = {}
-        for number, request in enumerate(requests):
+        jobs: list[Job] = []
+        numbers: dict[int, int] = {}
+        refused: list[tuple[int, Piece]] = []
+        with evaluating(self.model):
+            for number, request in enumerate(requests):
+                try:
+                    job = self.prepare(request)
+                    self.submit(job)
+                except RecipeError as error:
+                    piece = Piece(0, (), "", finish_reason="error", usage=Usage(0, 0), error=str(error))
+                    refused.append((number, piece))
+                else:
+                    jobs.append(job)
+                    numbers[id(job)] = number
+            yield from refused
             try:
-                jobs[number] = self.prepare(request)
-            except RecipeError as error:
-                yield number, Piece(0, (), "", finish_reason="error", usage=Usage(0, 0), error=str(error))
-        numbers = list(jobs)
-        for batch in self.plan([jobs[number] for number in numbers]):
-            for place, piece in self.run([jobs[numbers[i]] for i in batch]):
-                yield numbers[batch[place]], piece
+                while not self.is_idle:
+                    for job, piece in self.step():
+                        yield numbers[id(job)], piece
+            finally:  # also when the caller wants no more
+                for job in jobs:
+                    job.cancelled = True
+                self._interrupted()
 
     def generate_all(self, requests: Sequence[GenerateRequest]) -> list[list[Reply]]:
         """The whole replies of each request, n of them."""
@@ -94,109 +135,205 @@ class LocalCore:
             pieces[number].setdefault(piece.index, []).append(piece)
         return [[Reply.of(parts[index]) for index in sorted(parts)] for parts in pieces]
 
+    # --- step by step ---
+
     def prepare(self, request: GenerateRequest, arrived_at: float | None = None) -> Job:
         """Encode and check a request; `arrived_at` (time.monotonic()) is when its deadline began.
 
         Raises:
             RequestError: the request cannot be served; the message names the field.
         """
-        if self.served is not None and request.model not in self.served:
-            raise UnknownModel(request.model, list(self.served))
-        check_sampling(request.sampling, self.vocab_size)
-        sampling = request.sampling
-        if request.constraint is not None:
-            if sampling.ignore_eos:
-                raise RequestError(
-                    "ignore_eos: a reply in a response format ends where its format does", param="ignore_eos"
-                )
-            self.grammars.begin(request.constraint)  # so that a schema that cannot be kept is refused now
-        prompt_ids = self._encode(request.prompt)
-        arrived_at = time.monotonic() if arrived_at is None else arrived_at
-        return Job(
-            request,
-            prompt_ids,
-            self._room(len(prompt_ids), sampling),
-            frozenset(sampling.stop_ids) | (frozenset() if sampling.ignore_eos else self.stop_ids),
-            sampling.stop if sampling.ignore_eos else (*sampling.stop, *self.stop_strings),
-            secrets.randbits(63) if sampling.seed is None else sampling.seed,
-            None if self.served is None else self.served[request.model],
-            None if request.deadline_s is None else arrived_at + request.deadline_s,
+        intake = Intake(self.tokenizer, self.template, self.limits, self.served)
+        job = intake.prepare(request, arrived_at)
+        self.check(job)
+        return job
+
+    def check(self, job: Job) -> None:
+        """What only a worker can tell about a job.
+
+        Raises:
+            RequestError: a schema that replies cannot be held to.
+        """
+        self._matcher(job)
+
+    def submit(self, job: Job) -> None:
+        """Let a prepared job run from the next step on; its replies share the prompt's cache."""
+        runner = self._ready()
+        self._progress[id(job)] = _Progress(job.num_rows)
+        longest = len(job.prompt_ids) + job.max_new_tokens
+        for index in range(job.num_rows):
+            reply = GrowingReply(0, job, index, self._text(job), self.tokenizer, self.template, self._matcher(job))
+            runner.add(Row.of(reply, next(self._orders)), longest)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether a step would have nothing to do."""
+        return self._runner is None or not self._runner.rows
+
+    @torch.no_grad()
+    def step(self) -> list[tuple[Job, Piece]]:
+        """Let every running reply grow by a token, and prompts be read further; the pieces that came out.
+
+        The model must be in eval mode. A row whose computation fails gets a piece with its error; others go on.
+        """
+        runner = self._ready()
+        pieces = self._interrupted()
+        due = runner.plan()
+        masks = masks_of([row.reply.matcher for row in due])  # worked out beside the forward pass
+        try:
+            logits = runner.forward()
+        except Exception as error:
+            log.exception("a step of %d rows failed", runner.num_running)
+            self._drawn = []
+            if (row := runner.fail()) is not None:
+                pieces.append(self._counted(row, row.reply.fail(f"the model failed: {type(error).__name__}: {error}")))
+            return pieces
+        self._steps += 1
+        if due:
+            pieces += self._grow(due, logits if masks is None else masks.apply(logits))
+        return pieces
+
+    def stats(self) -> CoreStats:
+        counts = {
+            "prompt_tokens": self._prompt_tokens,
+            "completion_tokens": self._completion_tokens,
+            "steps": self._steps,
+        }
+        runner = self._runner
+        if runner is None:
+            return CoreStats(0, 0, **counts)
+        running = runner.num_running
+        waiting = len(runner.rows) - running
+        if isinstance(runner, PaddedRunner):
+            return CoreStats(running, waiting, **counts)
+        pool, schedule = runner.pool, runner.schedule
+        return CoreStats(
+            running,
+            waiting,
+            pool.num_blocks,
+            pool.num_held,
+            pool.num_cached,
+            looked_up_tokens=schedule.num_looked_up,
+            found_tokens=schedule.num_found,
+            preempted=schedule.num_preempted,
+            **counts,
         )
 
-    def _encode(self, prompt: Conversation | TokenIds) -> list[int]:
-        if isinstance(prompt, TokenIds):
-            ids = list(prompt.ids)
-        else:
-            try:
-                encoded = self.template.encode(
-                    self.tokenizer, prompt.messages, prompt.tools, add_generation_prompt=True
-                )
-            except RecipeError as error:
-                raise RequestError(str(error), param="messages", code="invalid_messages") from None
-            ids = list(encoded.input_ids)
-        if not ids:
-            raise RequestError("the prompt is empty", param="messages")
-        if strange := [id for id in ids if not 0 <= id < self.vocab_size]:
-            raise RequestError(f"ids {strange[:5]} are outside the vocabulary of {self.vocab_size}", param="prompt")
-        return ids
+    # --- the model's side ---
 
-    def _room(self, num_prompt: int, sampling: Sampling) -> int:
-        """Tokens the reply may have: the smallest of what was asked for and what is left."""
-        room: list[int] = [] if sampling.max_new_tokens is None else [sampling.max_new_tokens]
-        for limit, what in ((sampling.max_length, "max_length"), (self.context_length, "the model's context")):
-            if limit is None:
-                continue
-            if num_prompt >= limit:
-                raise PromptTooLong(num_prompt, limit, what)
-            room.append(limit - num_prompt)
-        if not room:
-            raise RequestError(
-                "max_new_tokens is needed: this model's config names no longest context", param="max_tokens"
-            )
-        return min(room)
+    @property
+    def limits(self) -> Limits:
+        """What requests are held to."""
+        return Limits(self.vocab_size, self.context_length, self.stop_ids, self._ready().limit)
 
-    def plan(self, jobs: Sequence[Job]) -> list[list[int]]:
-        """Positions of jobs that run together: one adapter, similar lengths, within rows and budget.
+    def capabilities(self) -> Capabilities:
+        names = frozenset(field.name for field in dataclasses.fields(Sampling)) - {"penalty_alpha"}
+        return Capabilities(names, grammar_kinds(), tokenize=True, max_running=self.max_rows)
 
-        The longest come first, so that a batch too large for the memory fails at once and not after an hour.
+    def replace_model(self, model: Any) -> None:
+        """Go on with this form of the model, the same one with an adapter more."""
+        self.model = model
+        if self._runner is not None:
+            self._runner.model, self._runner.adapters = model, self.adapters or PeftAdapters(model)
+
+    def invalidate(self) -> None:
+        """The weights have changed: what was computed with the old ones is forgotten."""
+        if self._runner is not None:
+            self._runner.forget()
+
+    def release(self) -> None:
+        """Give the cache's memory back; the next request makes it again.
+
+        Raises:
+            RuntimeError: replies are running.
         """
-        order = sorted(range(len(jobs)), key=lambda i: (jobs[i].adapter or "", -len(jobs[i].prompt_ids), i))
-        batches: list[list[int]] = []
-        for i in order:
-            if not batches or not self.fits([jobs[j] for j in batches[-1]], jobs[i]):
-                batches.append([])
-            batches[-1].append(i)
-        return batches
+        if not self.is_idle:
+            raise RuntimeError("the cache cannot be released while replies are running")
+        self._runner = None
 
-    def fits(self, batch: Sequence[Job], job: Job) -> bool:
-        """Whether `job` may join a batch that is not empty."""
-        together = [*batch, job]
-        rows = sum(other.num_rows for other in together)
-        longest = max(len(other.prompt_ids) for other in together) + max(other.max_new_tokens for other in together)
-        return batch[0].adapter == job.adapter and rows <= self.max_rows and rows * longest <= self.token_budget
+    def _ready(self) -> PagedRunner | PaddedRunner:
+        """The runner; made at first use, since looking at the model takes two small forward passes."""
+        if self._runner is None:
+            adapters = self.adapters or PeftAdapters(self.model)
+            with evaluating(self.model), torch.no_grad():
+                bytes_per_token, reason = measure(self.model)
+            sizes = {"max_rows": self.max_rows, "token_budget": self.token_budget}
+            if reason is None:
+                self._runner = PagedRunner(self.model, adapters, bytes_per_token, **sizes)
+            else:
+                log.info("replies are generated in padded batches: %s", reason)
+                self._runner = PaddedRunner(self.model, adapters, self.tokenizer.pad_id or 0, **sizes)
+        return self._runner
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Piece]]:
-        """Decode one batch of jobs with one adapter; (position in `jobs`, piece) as they come."""
-        replies = [
-            GrowingReply(number, job, index, self._text(job), self.tokenizer, self.template, self._matcher(job))
-            for number, job in enumerate(jobs)
-            for index in range(job.num_rows)
-        ]
-        remaining = [job.num_rows for job in jobs]
-        num_tokens = [0] * len(jobs)
-        with evaluating(self.model), using_adapter(self.model, jobs[0].adapter):
-            for reply, piece in self._decode(replies):
-                number = reply.number
-                if piece.finish_reason is not None:
-                    remaining[number] -= 1
-                    num_tokens[number] += len(reply.token_ids)
-                    if not remaining[number]:
-                        usage = Usage(len(jobs[number].prompt_ids), num_tokens[number])
-                        piece = dataclasses.replace(piece, usage=usage)
-                yield number, piece
+    def _grow(self, due: Sequence[Row], logits: Tensor) -> list[tuple[Job, Piece]]:
+        """Choose and take the next token of each row; logits (rows, vocabulary)."""
+        rows, logits = self._arranged(due, logits)
+        choices = self._sampler.choose(logits, [len(row.reply.token_ids) for row in rows])
+        pieces = []
+        for place, (row, choice) in enumerate(zip(rows, choices, strict=True)):
+            reply, known = row.reply, len(row.reply.token_ids)
+            came = [reply.take(choice)]
+            if forced := reply.forced():
+                came += [reply.take(Choice(id)) for id in forced]
+                self._drawn[place] = None  # the sampler has not seen these
+            if choice is None:
+                self._ready().discard(row)
+            elif reply.ended:
+                self._ready().remove(row)
+            else:
+                row.append(reply.token_ids[known:])
+            pieces += [self._counted(row, piece) for piece in came if piece is not None]
+        return pieces
+
+    def _arranged(self, due: Sequence[Row], logits: Tensor) -> tuple[list[Row], Tensor]:
+        """The sampler's rows brought up to date, and their logits in its order."""
+        places = {id(row): place for place, row in enumerate(due)}
+        kept = [(place, row) for place, row in enumerate(self._drawn) if row is not None and id(row) in places]
+        old = {id(row) for _, row in kept}
+        new = [row for row in due if id(row) not in old]
+        if new or len(kept) < len(self._drawn):
+            self._sampler.arrange([place for place, _ in kept], [row.draw for row in new])
+        rows = [*(row for _, row in kept), *new]
+        self._drawn = list(rows)
+        order = [places[id(row)] for row in rows]
+        if order != list(range(len(due))):
+            logits = logits[torch.tensor(order, device=logits.device)]
+        return rows, logits
+
+    def _interrupted(self) -> list[tuple[Job, Piece]]:
+        """Last pieces of replies whose request was cancelled or ran out of time."""
+        pieces = []
+        if self._runner is not None:
+            for row in self._runner.rows:
+                if (piece := row.reply.interrupted()) is not None:
+                    self._runner.remove(row)
+                    pieces.append(self._counted(row, piece))
+        return pieces
+
+    def _counted(self, row: Row, piece: Piece) -> tuple[Job, Piece]:
+        """The piece with its job; the last one of a job's last reply carries the usage."""
+        job = row.job
+        self._completion_tokens += len(piece.token_ids)
+        if piece.finish_reason is None:
+            return job, piece
+        progress = self._progress[id(job)]
+        progress.remaining -= 1
+        progress.num_tokens += len(row.reply.token_ids)
+        if row.reply.index == 0:
+            progress.num_cached = row.num_cached
+        if progress.remaining:
+            return job, piece
+        del self._progress[id(job)]
+        self._prompt_tokens += len(job.prompt_ids)
+        usage = Usage(len(job.prompt_ids), progress.num_tokens, progress.num_cached)
+        return job, dataclasses.replace(piece, usage=usage)
+
+    # --- replies ---
 
     def _matcher(self, job: Job) -> Matcher | None:
-        return None if job.request.constraint is None else self.grammars.begin(job.request.constraint)
+        constraint, prompt = job.request.constraint, job.request.prompt
+        tools = prompt.tools if isinstance(prompt, Conversation) else ()
+        return None if constraint is None else self.grammars.begin(constraint, tools)
 
     def _text(self, job: Job) -> ReplyText:
         prompt = job.request.prompt
@@ -211,71 +348,3 @@ class LocalCore:
             StopStrings(job.stop),
             lead="" if continues else self.template.lead,
         )
-
-    def _decode(self, replies: list[GrowingReply]) -> Iterator[tuple[GrowingReply, Piece]]:
-        """The decoding loop: choose, report, drop what has ended, step."""
-        yield from _interrupted(replies)
-        rows = [reply for reply in replies if not reply.ended]
-        if not rows:
-            return
-        pad_id = self.tokenizer.pad_id or 0
-        forward = CachedForward(self.model, pad_id)
-        logits = _prefill(forward, [reply.job.prompt_ids for reply in rows])
-        sampler = Sampler([reply.draw for reply in rows], logits.shape[-1], logits.device)
-        while True:
-            logits = constrain(logits, [reply.matcher if not reply.ended else None for reply in rows])
-            choices = sampler.choose(logits, [len(reply.token_ids) for reply in rows])
-            for reply, choice in zip(rows, choices, strict=True):
-                if not reply.ended and (piece := reply.take(choice)) is not None:
-                    yield reply, piece
-            yield from _interrupted(rows)
-            live = [place for place, reply in enumerate(rows) if not reply.ended]
-            if not live:
-                return
-            if len(live) < COMPACT_BELOW * len(rows) and forward.can_select:
-                forward.select(live)
-                sampler.select(live)
-                rows = [rows[place] for place in live]
-            logits = forward.step([pad_id if reply.ended else reply.token_ids[-1] for reply in rows])
-
-
-def check_sampling(sampling: Sampling, vocab_size: int) -> None:
-    """Refuse settings without a meaning.
-
-    Raises:
-        RequestError: names the field, its value and what it may be.
-    """
-    rules: dict[str, tuple[bool, str]] = {
-        "max_new_tokens": (sampling.max_new_tokens is None or sampling.max_new_tokens >= 1, "at least 1"),
-        "max_length": (sampling.max_length is None or sampling.max_length >= 1, "at least 1"),
-        "temperature": (0 <= sampling.temperature < float("inf"), "0 or more"),
-        "top_p": (0 < sampling.top_p <= 1, "above 0, at most 1"),
-        "top_k": (sampling.top_k >= 0, "0 (all tokens) or more"),
-        "min_p": (0 <= sampling.min_p <= 1, "0 to 1"),
-        "repetition_penalty": (0 < sampling.repetition_penalty < float("inf"), "above 0"),
-        "n": (sampling.n >= 1, "at least 1"),
-        "stop": (all(sampling.stop), "texts that are not empty"),
-        "logprobs": (sampling.logprobs is None or sampling.logprobs >= 0, "0 or more"),
-        "logit_bias": (all(0 <= id < vocab_size for id in sampling.logit_bias), f"token ids below {vocab_size}"),
-    }
-    for name, (is_fine, expected) in rules.items():
-        if not is_fine:
-            raise RequestError(f"{name}: got {getattr(sampling, name)!r}, expected {expected}", param=name)
-
-
-def _prefill(forward: CachedForward, prompts: Sequence[Sequence[int]]) -> Tensor:
-    """Logits after each prompt; equal prompts (n replies to one) are computed once."""
-    different = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
-    if len(different) == len(prompts) or not forward.can_select:
-        return forward.prefill(prompts)
-    logits = forward.prefill(different)
-    rows = [different.index(tuple(prompt)) for prompt in prompts]
-    forward.select(rows)
-    return logits[rows]
-
-
-def _interrupted(replies: Sequence[GrowingReply]) -> Iterator[tuple[GrowingReply, Piece]]:
-    """Last pieces of replies whose request was cancelled or ran out of time."""
-    for reply in replies:
-        if not reply.ended and (piece := reply.interrupted()) is not None:
-            yield reply, piece

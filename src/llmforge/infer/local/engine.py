@@ -1,23 +1,26 @@
-"""LocalEngine: one LocalCore in a worker thread, behind the async engine protocol.
+"""LocalEngine: workers with a core each behind the async engine protocol, and one line of requests before them.
 
-Requests wait in a bounded queue. The worker takes the oldest together with others that fit its batch, decodes them to
-the end and takes the next ones.
+A request waits here until a worker has room, the most important and oldest first. It goes to the worker that has the
+least left to compute with it, so the one that knows its prefix is preferred until it is busier than the others by more
+than that prefix is worth.
 """
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
+import itertools
 import logging
-import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
 
 from llmforge.config.schema import Recipe
+from llmforge.infer.local.fleet import Fleet, ThreadFleet, Worker
+from llmforge.infer.local.messages import Answer, Begin, Call, Came, Cancel, Died, Refused
+from llmforge.infer.local.prefixes import KnownPrefixes
 from llmforge.infer.local.raw import conversation_ids, raw_ids
 from llmforge.infer.local.reply import Job
-from llmforge.infer.local.served import ServedModels
 from llmforge.infer.protocol import (
     Capabilities,
     Conversation,
@@ -37,44 +40,65 @@ from llmforge.infer.protocol import (
 
 log = logging.getLogger(__name__)
 DRAIN_POLL_S = 0.02
+AHEAD = 16  # a worker gets a job beyond its rows for so many of them, so that a row which ends is followed at once
+REPLY_TOKENS = 32  # a reply's length as the work of a worker is guessed; a token generated costs about one read
 
 
 class Ticket:
-    """A request on its way between the event loop that waits for it and the worker that runs it."""
+    """A request on its way."""
 
-    def __init__(self, job: Job, loop: asyncio.AbstractEventLoop):
-        self.job, self.loop = job, loop
+    def __init__(self, number: int, job: Job):
+        self.number, self.job = number, job
         self.items: asyncio.Queue[Piece | Exception] = asyncio.Queue()
         self.has_pieces = False
+        self.post: Post | None = None  # where it runs
+        self.work = 0
 
-    def put(self, item: Piece | Exception) -> None:
-        """Hand a piece or a failure over, from the worker."""
-        self.has_pieces = True
-        try:
-            self.loop.call_soon_threadsafe(self.items.put_nowait, item)
-        except RuntimeError:  # the loop is closed: nobody waits any more
-            self.job.cancelled = True
+
+class Post:
+    """A worker as the engine sees it."""
+
+    def __init__(self, number: int, worker: Worker):
+        self.number, self.worker = number, worker
+        self.tickets: dict[int, Ticket] = {}
+        self.prefixes = KnownPrefixes()
+        self.stats: Any = None
+        self.is_alive = True
+
+    @property
+    def num_rows(self) -> int:
+        return sum(ticket.job.num_rows for ticket in self.tickets.values())
+
+    def has_room(self, job: Job) -> bool:
+        rows = self.worker.max_rows
+        return self.is_alive and (not self.tickets or self.num_rows + job.num_rows <= rows + rows // AHEAD)
+
+    def cost(self, job: Job) -> tuple[int, int]:
+        """(what it would have to compute in all, what of it is this job's)."""
+        own = len(job.prompt_ids) - self.prefixes.num_known(job.adapter, job.prompt_ids) + REPLY_TOKENS * job.num_rows
+        return own + sum(ticket.work for ticket in self.tickets.values()), own
 
 
 class LocalEngine:
-    """A model of this process behind the engine protocol.
+    """Models of this machine behind the engine protocol.
 
     Args:
-        served: the core and the names it answers to.
+        served: a core of this process with its names, or a fleet of workers.
         max_queue: requests that may wait; one more raises EngineBusy.
     """
 
-    def __init__(self, served: ServedModels, *, max_queue: int = 64):
-        self.served, self.core, self.max_queue = served, served.core, max_queue
-        self._changed = threading.Condition()
-        self._admitted = 0  # requests between arrival and the worker
-        self._waiting: list[Ticket] = []
-        self._running: list[Ticket] = []
-        self._tasks: list[Callable[[], None]] = []
+    def __init__(self, served: Any, *, max_queue: int = 64):
+        self.fleet: Fleet = served if isinstance(served, Fleet) else ThreadFleet(served)
+        self.max_queue = max_queue
         self._state = "not started"
-        self._thread: threading.Thread | None = None
-        self._batch_s = 1.0  # how long the last batch took
-        self._prompt_tokens = self._completion_tokens = 0
+        self._numbers = itertools.count()
+        self._admitted = 0  # requests between arrival and a worker
+        self._waiting: list[Ticket] = []
+        self._posts: list[Post] = []
+        self._answers: dict[int, asyncio.Future[Any]] = {}
+        self._changing = asyncio.Lock()  # adapters come and go one after the other
+        self._reply_s = 1.0  # how long the last request took
+        self._prompt_tokens = self._completion_tokens = self._died = 0
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> LocalEngine:
@@ -83,31 +107,38 @@ class LocalEngine:
         Raises:
             RecipeError: what cannot be loaded; two models of one name.
         """
+        from llmforge.infer.local.served import ServedModels
+
         return cls(ServedModels.from_recipe(recipe), max_queue=recipe.serve.max_queue)
 
     async def start(self) -> None:
-        """Start the worker."""
+        """Start the workers."""
+        loop = asyncio.get_running_loop()
+        await asyncio.to_thread(self.fleet.prepare)
+        for number, worker in enumerate(self.fleet.workers):
+            post = Post(number, worker)
+            self._posts.append(post)
+            worker.start(lambda message, post=post: self._pass(loop, post, message))
         self._state = "ready"
-        self._thread = threading.Thread(target=self._live, name="llmforge-engine", daemon=True)
-        self._thread.start()
 
     async def stop(self, drain_s: float = 0.0) -> None:
         """Refuse new requests, let the others go on for `drain_s` seconds, then cancel them. May be called twice."""
-        thread = self._thread  # a second caller may end the wait of the first
-        if thread is None:
+        if self._state in ("not started", "stopped"):
             return
-        self._state = "draining"
+        if self._state == "ready":
+            self._state = "draining"
         ends_at = time.monotonic() + drain_s
-        while time.monotonic() < ends_at and (self._admitted or self._running):
+        while time.monotonic() < ends_at and (self._admitted or any(post.tickets for post in self._posts)):
             await asyncio.sleep(DRAIN_POLL_S)
-        with self._changed:
-            self._state = "stopped"
-            for ticket in (*self._waiting, *self._running):
-                ticket.put(EngineUnavailable("the engine was stopped"))  # before its last piece, so that it is the end
-                ticket.job.cancelled = True
-            self._changed.notify_all()
-        await asyncio.to_thread(thread.join)
-        self._thread = None
+        if self._state == "stopped":  # a second caller ended the wait
+            return
+        self._state = "stopped"
+        for ticket in [*self._waiting, *(ticket for post in self._posts for ticket in post.tickets.values())]:
+            ticket.items.put_nowait(EngineUnavailable("the engine was stopped"))
+        for future in self._answers.values():
+            if not future.done():
+                future.set_exception(EngineUnavailable("the engine was stopped"))
+        await asyncio.to_thread(self.fleet.stop)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
         """See Engine. A request whose deadline passes while it waits raises EngineUnavailable."""
@@ -115,11 +146,10 @@ class LocalEngine:
         self._admit()
         ticket = None
         try:
-            job = await asyncio.to_thread(self.core.prepare, request, arrived_at)
-            ticket = Ticket(job, asyncio.get_running_loop())
-            with self._changed:
-                self._waiting.append(ticket)
-                self._changed.notify_all()
+            job = await asyncio.to_thread(self.fleet.intake.prepare, request, arrived_at)
+            ticket = Ticket(next(self._numbers), job)
+            self._waiting.append(ticket)
+            self._dispatch()
             item = await self._first(ticket)
             remaining = job.num_rows
             while True:
@@ -130,6 +160,7 @@ class LocalEngine:
                 yield item
                 remaining -= item.finish_reason is not None
                 if not remaining:
+                    self._reply_s = time.monotonic() - arrived_at
                     return
                 item = await ticket.items.get()
         finally:
@@ -149,11 +180,11 @@ class LocalEngine:
         Raises:
             RequestError: the model is not served, or the messages do not fit the template.
         """
-        if model not in self.served.table:
-            raise UnknownModel(model, list(self.served.table))
+        self._check_name(model)
+        intake = self.fleet.intake
         if isinstance(prompt, str):
-            return await asyncio.to_thread(raw_ids, self.core.tokenizer, prompt)
-        return await asyncio.to_thread(conversation_ids, self.core.template, self.core.tokenizer, prompt)
+            return await asyncio.to_thread(raw_ids, intake.tokenizer, prompt)
+        return await asyncio.to_thread(conversation_ids, intake.template, intake.tokenizer, prompt)
 
     async def detokenize(self, model: str, ids: Sequence[int]) -> str:
         """See Engine.
@@ -161,48 +192,105 @@ class LocalEngine:
         Raises:
             RequestError: the model is not served, or an id is outside its vocabulary.
         """
-        if model not in self.served.table:
-            raise UnknownModel(model, list(self.served.table))
-        if strange := [id for id in ids if not 0 <= id < len(self.core.tokenizer)]:
+        self._check_name(model)
+        tokenizer = self.fleet.intake.tokenizer
+        if strange := [id for id in ids if not 0 <= id < len(tokenizer)]:
             raise RequestError(f"tokens: no such ids: {strange[:5]}", param="tokens")
-        return await asyncio.to_thread(self.core.tokenizer.decode, ids)
+        return await asyncio.to_thread(tokenizer.decode, ids)
 
     async def load_adapter(self, name: str, path: str) -> None:
-        """Serve one more adapter.
+        """Serve one more adapter; requests go on meanwhile.
 
         Raises:
             RecipeError: the name is taken, or the adapter does not fit the base.
         """
-        await self._in_worker(lambda: self.served.attach(name, path))
+        async with self._changing:
+            inner, card = (await self.call_all("attach", name, path))[0]
+            self.fleet.intake.served[name] = inner
+            self.fleet.cards[name] = card
 
     async def unload_adapter(self, name: str) -> None:
-        """Serve an adapter no longer; requests for it that wait are refused."""
-        await self._in_worker(lambda: self._detach(name))
+        """Serve an adapter no longer: requests for it that wait are refused, those that run come to their end.
+
+        Raises:
+            UnknownModel: no adapter of that name.
+        """
+        async with self._changing:
+            card = self.fleet.cards.get(name)
+            if card is None or card.adapter is None:
+                raise UnknownModel(name, [card.id for card in self.models() if card.adapter])
+            inner = self.fleet.intake.served.pop(name)
+            del self.fleet.cards[name]
+            for ticket in [ticket for ticket in self._waiting if ticket.job.adapter == inner]:
+                ticket.items.put_nowait(UnknownModel(name, list(self.fleet.intake.served)))
+                self._take_out(ticket)
+            while any(t.job.adapter == inner for post in self._posts for t in post.tickets.values()):
+                await asyncio.sleep(DRAIN_POLL_S)
+            await self.call_all("detach", name)
 
     def models(self) -> list[ModelCard]:
-        return self.served.cards
+        return list(self.fleet.cards.values())
 
     def capabilities(self) -> Capabilities:
-        return self.core.capabilities()
+        return self.fleet.capabilities
 
     def stats(self) -> EngineStats:
+        cores = [post.stats for post in self._posts if post.is_alive and post.stats is not None]
         return EngineStats(
-            len(self._running),
+            sum(len(post.tickets) for post in self._posts),
             self._admitted,
             self._prompt_tokens,
             self._completion_tokens,
             self._state == "ready",
+            workers=sum(post.is_alive for post in self._posts),
+            workers_died=self._died,
+            **{
+                name: sum(getattr(core, name) for core in cores)
+                for name in ("blocks", "blocks_used", "blocks_cached", "looked_up_tokens", "found_tokens", "preempted")
+            },
+            steps=sum(core.steps for core in cores),
         )
+
+    async def call(self, method: str, *args: Any) -> Any:
+        """Call a method of one worker's ServedModels between two steps; the worker with the least to do.
+
+        Raises:
+            EngineUnavailable: no worker is there; or what the method raises.
+        """
+        return await self._call(min(self._alive(), key=lambda post: post.num_rows), method, args)
+
+    async def call_all(self, method: str, *args: Any) -> list[Any]:
+        """The same of every worker."""
+        return await asyncio.gather(*(self._call(post, method, args) for post in self._alive()))
 
     # --- on the event loop ---
 
+    def _alive(self) -> list[Post]:
+        alive = [post for post in self._posts if post.is_alive]
+        if self._state != "ready" or not alive:
+            raise EngineUnavailable(f"the engine is {self._state}")
+        return alive
+
+    def _check_name(self, model: str) -> None:
+        if model not in self.fleet.intake.served:
+            raise UnknownModel(model, list(self.fleet.intake.served))
+
+    async def _call(self, post: Post, method: str, args: tuple[Any, ...]) -> Any:
+        number = next(self._numbers)
+        future = self._answers[number] = asyncio.get_running_loop().create_future()
+        try:
+            post.worker.send(Call(number, method, args))
+            return await future
+        finally:
+            del self._answers[number]
+
     def _admit(self) -> None:
-        with self._changed:
-            if self._state != "ready":
-                raise EngineUnavailable(f"the engine is {self._state}")
-            if self._admitted >= self.max_queue + (not self._running):  # an idle engine's next request does not wait
-                raise EngineBusy(f"{self._admitted} requests wait already", max(1.0, self._batch_s))
-            self._admitted += 1
+        if self._state != "ready":
+            raise EngineUnavailable(f"the engine is {self._state}")
+        is_idle = not any(post.tickets for post in self._posts)
+        if self._admitted >= self.max_queue + is_idle:  # an idle engine's next request does not wait
+            raise EngineBusy(f"{self._admitted} requests wait already", max(1.0, self._reply_s))
+        self._admitted += 1
 
     async def _first(self, ticket: Ticket) -> Piece | Exception:
         """The first item; a waiting request gives up at its deadline, a running one ends itself with "timeout"."""
@@ -214,98 +302,89 @@ class LocalEngine:
         return await ticket.items.get()
 
     def _leave(self, ticket: Ticket | None) -> None:
-        """The request is over or given up: out of the queue, or cancelled at the next step."""
-        with self._changed:
-            if ticket is None:  # never reached the queue
-                self._admitted -= 1
+        """The request is over or given up: out of the line, or cancelled at its worker's next step."""
+        if ticket is None:  # it never stood in the line
+            self._admitted -= 1
+        elif ticket in self._waiting:
+            self._take_out(ticket)
+        elif ticket.post is not None and ticket.number in ticket.post.tickets:
+            ticket.post.worker.send(Cancel(ticket.number))
+
+    def _take_out(self, ticket: Ticket) -> None:
+        self._waiting.remove(ticket)
+        self._admitted -= 1
+
+    def _dispatch(self) -> None:
+        """Give waiting requests to workers with room."""
+        self._waiting.sort(key=lambda ticket: (-ticket.job.request.priority, ticket.number))
+        for ticket in list(self._waiting):
+            posts = [post for post in self._posts if post.has_room(ticket.job)]
+            if not posts:
                 return
-            ticket.job.cancelled = True
-            if ticket in self._waiting:
-                self._waiting.remove(ticket)
-                self._admitted -= 1
+            post = min(posts, key=lambda post: (post.cost(ticket.job)[0], post.number))
+            ticket.post, ticket.work = post, post.cost(ticket.job)[1]
+            post.tickets[ticket.number] = ticket
+            post.prefixes.add(ticket.job.adapter, ticket.job.prompt_ids)
+            self._take_out(ticket)
+            post.worker.send(Begin(ticket.number, ticket.job))
 
-    async def _in_worker(self, task: Callable[[], None]) -> None:
-        """Run a change of the model between two batches."""
-        if self._state != "ready":
-            raise EngineUnavailable(f"the engine is {self._state}")
-        done: concurrent.futures.Future[None] = concurrent.futures.Future()
+    def _pass(self, loop: asyncio.AbstractEventLoop, post: Post, message: Any) -> None:
+        """A message from a worker, in its thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(self._hear, post, message)
 
-        def run() -> None:
-            try:
-                task()
-                done.set_result(None)
-            except Exception as error:
-                done.set_exception(error)
+    def _hear(self, post: Post, message: Came | Refused | Answer | Died) -> None:
+        match message:
+            case Came(pieces, stats):
+                post.stats = stats
+                for number, piece in pieces:
+                    self._deliver(post, number, piece)
+            case Refused(number, problem):
+                self._end(post, number, problem.as_error())
+            case Answer(number, value, problem):
+                future = self._answers.get(number)
+                if future is not None and not future.done():
+                    future.set_exception(problem.as_error()) if problem is not None else future.set_result(value)
+            case Died(reason):
+                self._lose(post, reason)
+        self._dispatch()
 
-        with self._changed:
-            self._tasks.append(run)
-            self._changed.notify_all()
-        await asyncio.wrap_future(done)
+    def _deliver(self, post: Post, number: int, piece: Piece) -> None:
+        ticket = post.tickets.get(number)
+        if ticket is None:
+            return
+        ticket.has_pieces = True
+        ticket.items.put_nowait(piece)
+        if piece.usage is not None:
+            self._prompt_tokens += piece.usage.prompt_tokens
+            self._completion_tokens += piece.usage.completion_tokens
+            del post.tickets[number]
 
-    # --- in the worker ---
+    def _end(self, post: Post, number: int, error: Exception) -> None:
+        if (ticket := post.tickets.pop(number, None)) is not None:
+            ticket.items.put_nowait(error)
 
-    def _live(self) -> None:
-        """Work until stopped; when that fails itself, nobody is left waiting."""
-        try:
-            self._work()
-        except BaseException:
-            log.exception("the engine died")
-            with self._changed:
-                self._state = "dead"
-                tickets, self._waiting, self._running = [*self._waiting, *self._running], [], []
-            for ticket in tickets:
-                ticket.put(EngineUnavailable("the engine died; the server's log has the details"))
-
-    def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._tasks or self._waiting or self._state == "stopped")
-                if self._state == "stopped" and not self._tasks:
-                    return
-                tasks, self._tasks = self._tasks, []
-                self._running = [] if tasks else self._take()
-            for task in tasks:
-                task()
-            if self._running:
-                started = time.monotonic()
-                self._run(self._running)
-                self._batch_s = time.monotonic() - started
-            with self._changed:
-                self._running = []
-
-    def _take(self) -> list[Ticket]:
-        """The first in the queue and all that may run with it, highest priority first, then by arrival."""
-        order = sorted(self._waiting, key=lambda ticket: -ticket.job.request.priority)
-        batch = order[:1]
-        for ticket in order[1:]:
-            if self.core.fits([other.job for other in batch], ticket.job):
-                batch.append(ticket)
-        self._waiting = [ticket for ticket in self._waiting if ticket not in batch]
-        self._admitted -= len(batch)
-        return batch
-
-    def _run(self, batch: list[Ticket]) -> None:
-        """Decode a batch. What fails in company before its first piece is tried alone, so that it fails alone."""
-        try:
-            for number, piece in self.core.run([ticket.job for ticket in batch]):
-                if piece.usage:
-                    self._prompt_tokens += piece.usage.prompt_tokens
-                    self._completion_tokens += piece.usage.completion_tokens
-                batch[number].put(piece)
-        except Exception as error:
-            log.exception("a batch of %d requests failed", len(batch))
-            untouched = [ticket for ticket in batch if not ticket.has_pieces]
-            again = untouched if len(batch) > 1 else []
-            for ticket in batch:
-                if ticket not in again:
-                    ticket.put(EngineFailure(f"the engine failed on this request: {type(error).__name__}"))
-            for ticket in again:
-                self._run([ticket])
-
-    def _detach(self, name: str) -> None:
-        inner = self.served.detach(name)
-        with self._changed:
-            for ticket in [ticket for ticket in self._waiting if ticket.job.adapter == inner]:
-                self._waiting.remove(ticket)
-                self._admitted -= 1
-                ticket.put(UnknownModel(name, list(self.served.table)))
+    def _lose(self, post: Post, reason: str) -> None:
+        """A worker died: what it had not begun to answer is given to others, the rest fails."""
+        post.is_alive = False
+        self._died += 1
+        lost, post.tickets = list(post.tickets.values()), {}
+        has_others = any(other.is_alive for other in self._posts)
+        if not has_others and self._state == "ready":
+            self._state = "dead"
+        for ticket in lost:
+            if has_others and not ticket.has_pieces:
+                ticket.post = None
+                self._waiting.append(ticket)
+                self._admitted += 1
+            else:
+                ticket.items.put_nowait(
+                    EngineUnavailable(f"the engine died; the server's log has the details ({reason})")
+                )
+        if not has_others:
+            for ticket in list(self._waiting):
+                self._take_out(ticket)
+                ticket.items.put_nowait(EngineUnavailable("the engine died; the server's log has the details"))
+            for future in self._answers.values():
+                if not future.done():
+                    future.set_exception(EngineUnavailable("the engine died"))

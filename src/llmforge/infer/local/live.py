@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
+
+import psutil
+import torch
 
 
 def base_of(model: Any) -> Any:
@@ -48,3 +51,25 @@ def using_adapter(model: Any, name: str | None) -> Iterator[None]:
     else:
         model.set_adapter(name)
         yield
+
+
+class PeftAdapters:
+    """The adapters of a PeftModel, one at a time."""
+
+    can_mix = False
+
+    def __init__(self, model: Any):
+        self.model = model
+
+    def using(
+        self, rows: Sequence[tuple[str | None, int]], head_rows: Sequence[tuple[str | None, int]] | None = None
+    ) -> AbstractContextManager[None]:
+        """Run with the adapter that all rows name."""
+        return using_adapter(self.model, rows[0][0])
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that nobody uses: of a card, or of this machine."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llmforge.infer.local.sampler import Choice, Draw
+from llmforge.infer.local.draw import Choice, Draw
 from llmforge.infer.local.text import ReplyText
 from llmforge.infer.protocol import Conversation, FinishReason, GenerateRequest, Piece, TokenLogprob
 
@@ -64,7 +64,16 @@ class GrowingReply:
 
     @property
     def draw(self) -> Draw:
-        return Draw(self.job.request.sampling, self.job.seed, self.index, self.job.prompt_ids)
+        return Draw(self.job.request.sampling, self.job.seed, self.index, self.job.prompt_ids, self.token_ids)
+
+    def forced(self) -> list[int]:
+        """Tokens that the grammar leaves no choice about, to be taken without asking the model.
+
+        None where log-probabilities are asked for, which only the model knows.
+        """
+        if self.ended or self.matcher is None or self.job.request.sampling.logprobs is not None:
+            return []
+        return self.matcher.forced()
 
     def interrupted(self) -> Piece | None:
         """The last piece, when the request was cancelled or its time is over."""
@@ -73,6 +82,10 @@ class GrowingReply:
         if self.job.deadline_at is not None and time.monotonic() >= self.job.deadline_at:
             return self._end("timeout")
         return None
+
+    def fail(self, error: str) -> Piece:
+        """The last piece, when the reply cannot go on."""
+        return self._end("error", error=error)
 
     def take(self, choice: Choice | None) -> Piece | None:
         """Add a token; return a piece when text came out or the reply ended."""

@@ -4,49 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from llmforge.infer.protocol import Sampling
+from llmforge.infer.local.draw import Choice, Draw, uniform
 
 GREEDY_BELOW = 1e-5  # temperatures under this divide logits beyond fp32's range; the draw is the likeliest token anyway
 FIRST_WIDTH = 256  # likeliest tokens looked at first for top_p; almost always enough, and sorting 150,000 is slow
-MASK_64 = (1 << 64) - 1
-
-
-@dataclass(frozen=True)
-class Draw:
-    """What the choice of one reply's tokens depends on, besides the logits."""
-
-    sampling: Sampling
-    seed: int
-    index: int  # of the reply within its request
-    prompt_ids: Sequence[int]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One chosen token; `logprob` and `top` (id, logprob) are filled where they were asked for."""
-
-    token_id: int
-    logprob: float = 0.0
-    top: tuple[tuple[int, float], ...] = ()
-
-
-def uniform(seed: int, index: int, step: int) -> float:
-    """A number in [0, 1) that depends on its arguments alone, so that a seeded reply is the same in every batch.
-
-    Source: SplitMix64, Steele, Lea and Flood 2014, doi:10.1145/2714064.2660195, with one round per argument.
-    """
-    state = seed & MASK_64
-    for word in (index, step):
-        state = (state + (word + 1) * 0x9E3779B97F4A7C15) & MASK_64
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & MASK_64
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & MASK_64
-        state ^= state >> 31
-    return (state >> 11) / (1 << 53)
 
 
 class Sampler:
@@ -55,18 +20,11 @@ class Sampler:
     """
 
     def __init__(self, draws: Sequence[Draw], vocab_size: int, device: torch.device):
-        self.draws = list(draws)
         self.vocab_size, self.device = vocab_size, device
-        self.seen: Tensor | None = None  # (rows, vocab) bool: in prompt or reply
-        self.counts: Tensor | None = None  # (rows, vocab) times in the reply
-        shape = (len(draws), vocab_size)
-        if any(draw.sampling.repetition_penalty != 1 for draw in draws):
-            self.seen = torch.zeros(shape, dtype=torch.bool, device=device)
-            for row, draw in enumerate(draws):
-                self.seen[row, torch.tensor(list(draw.prompt_ids), device=device)] = True
-        if any(draw.sampling.presence_penalty or draw.sampling.frequency_penalty for draw in draws):
-            self.counts = torch.zeros(shape, device=device)
-        self._set_columns()
+        self.draws: list[Draw] = []
+        self.seen: Tensor | None = None  # (rows, vocab) bool: in prompt or reply, where a penalty asks for it
+        self.counts: Tensor | None = None  # (rows, vocab) times in the reply, where a penalty asks for it
+        self.arrange([], draws)
 
     def _set_columns(self) -> None:
         """Spread the rows' settings over (rows, 1) tensors."""
@@ -81,7 +39,7 @@ class Sampler:
         self.top_k = column([min(s.top_k, self.vocab_size) for s in settings], torch.long)
         self.top_p = column([s.top_p for s in settings], torch.float64)
         # Kept here too, since asking the tensors each step would make a GPU wait.
-        self.max_top_k = min(max(s.top_k for s in settings), self.vocab_size)
+        self.max_top_k = min(max((s.top_k for s in settings), default=0), self.vocab_size)
         self.any_top_p = any(s.top_p < 1 and not g for g, s in zip(self.greedy, settings, strict=True))
         self.min_p = column([math.log(s.min_p) if s.min_p > 0 else -math.inf for s in settings])
         self.repetition = column([s.repetition_penalty for s in settings])
@@ -91,13 +49,31 @@ class Sampler:
         self.bias_at = tuple(torch.tensor([b[i] for b in bias], dtype=torch.long, device=self.device) for i in (0, 1))
         self.bias = torch.tensor([b[2] for b in bias], device=self.device)
 
-    def select(self, rows: Sequence[int]) -> None:
-        """Go on with these rows only, in this order."""
-        index = torch.tensor(rows, device=self.device)
-        self.draws = [self.draws[row] for row in rows]
-        self.seen = None if self.seen is None else self.seen[index]
-        self.counts = None if self.counts is None else self.counts[index]
+    def arrange(self, rows: Sequence[int], new: Sequence[Draw] = ()) -> None:
+        """Go on with these rows only, in this order, and with new ones behind them."""
+        self.draws = [*(self.draws[row] for row in rows), *new]
+        settings = [draw.sampling for draw in self.draws]
+        needs_seen = any(s.repetition_penalty != 1 for s in settings)
+        needs_counts = any(s.presence_penalty or s.frequency_penalty for s in settings)
+        self.seen = self._grown(self.seen, rows, new, torch.bool) if needs_seen else None
+        self.counts = self._grown(self.counts, rows, new, torch.float32) if needs_counts else None
         self._set_columns()
+
+    def _grown(self, old: Tensor | None, rows: Sequence[int], new: Sequence[Draw], dtype: torch.dtype) -> Tensor:
+        """State of kept rows, and that of new ones from their tokens. Rows kept before anybody asked are made anew."""
+        kept = [] if old is None else rows
+        grown = torch.zeros(len(self.draws), self.vocab_size, dtype=dtype, device=self.device)
+        if kept and old is not None:
+            grown[: len(kept)] = old[torch.tensor(kept, device=self.device)]
+        for row, draw in enumerate(self.draws[len(kept) :], start=len(kept)):
+            if dtype == torch.bool:
+                grown[row, self._ids([*draw.prompt_ids, *draw.reply_ids])] = True
+            else:
+                grown[row] = torch.bincount(self._ids(draw.reply_ids), minlength=self.vocab_size)
+        return grown
+
+    def _ids(self, ids: Sequence[int]) -> Tensor:
+        return torch.tensor(ids, dtype=torch.long, device=self.device)
 
     @torch.no_grad()
     def choose(self, logits: Tensor, steps: Sequence[int]) -> list[Choice | None]:

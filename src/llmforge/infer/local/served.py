@@ -71,8 +71,8 @@ class ServedModels:
     def cards(self) -> list[ModelCard]:
         return list(self._cards.values())
 
-    def attach(self, name: str, path: str) -> None:
-        """Serve one more adapter.
+    def attach(self, name: str, path: str) -> tuple[str, ModelCard]:
+        """Serve one more adapter; its name inside the model, and its card.
 
         Raises:
             RecipeError: the name is taken, or the adapter does not fit the base.
@@ -93,8 +93,9 @@ class ServedModels:
                 f"adapters: {path} changes the base's weights; serve it alone, or train with pissa_convert"
             )
         inner = next(self._inner_names)
-        self.core.model = attach_adapter(self.core.model, folder, inner)
+        self.core.replace_model(attach_adapter(self.core.model, folder, inner))
         self._add(name, next((card.base for card in self.cards), name), inner, path)
+        return inner, self._cards[name]
 
     def detach(self, name: str) -> str:
         """Serve an adapter no longer; returns its name inside the model.

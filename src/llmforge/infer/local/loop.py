@@ -1,0 +1,65 @@
+"""The loop of a worker: take messages, step, hand pieces out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from llmforge.infer.local.messages import Answer, Begin, Call, Came, Cancel, Problem, Quit, Refused
+
+if TYPE_CHECKING:
+    from llmforge.infer.local.reply import Job
+    from llmforge.infer.local.served import ServedModels
+
+log = logging.getLogger(__name__)
+
+
+class CoreLoop:
+    """Runs the core of `served` until told to quit.
+
+    Args:
+        receive: the next message; None when there is none now. With True it waits for one.
+        send: takes a message.
+    """
+
+    def __init__(self, served: ServedModels, receive: Callable[[bool], Any], send: Callable[[Any], None]):
+        self.served, self.receive, self.send = served, receive, send
+        self._jobs: dict[int, Job] = {}
+        self._numbers: dict[int, int] = {}  # by id of the job
+
+    def run(self) -> None:
+        """Work; whatever the core raises outside a request ends the worker."""
+        core = self.served.core
+        while True:
+            while (message := self.receive(core.is_idle)) is not None:
+                if isinstance(message, Quit):
+                    return
+                self._take(message)
+            if not core.is_idle:
+                pieces = [(self._numbers[id(job)], piece) for job, piece in core.step()]
+                for number, piece in pieces:
+                    if piece.usage is not None:  # its last
+                        del self._numbers[id(self._jobs.pop(number))]
+                self.send(Came(pieces, core.stats()))
+
+    def _take(self, message: Begin | Cancel | Call) -> None:
+        match message:
+            case Begin(number, job):
+                try:
+                    self.served.core.check(job)
+                    self.served.core.submit(job)
+                except Exception as error:
+                    self.send(Refused(number, Problem.of(error)))
+                else:
+                    self._jobs[number], self._numbers[id(job)] = job, number
+            case Cancel(number):
+                if number in self._jobs:
+                    self._jobs[number].cancelled = True
+            case Call(number, method, args):
+                try:
+                    self.send(Answer(number, getattr(self.served, method)(*args)))
+                except Exception as error:
+                    if not isinstance(error, Exception):
+                        log.exception("%s failed", method)
+                    self.send(Answer(number, error=Problem.of(error)))

@@ -1,0 +1,241 @@
+"""Attention over cache blocks, behind the attention of an unmodified model through transformers' AttentionInterface.
+
+A step lays the new tokens of all rows on one flat line. In every layer their keys and values are written to the rows'
+blocks; then rows of similar size are attended together, keys gathered from their blocks and masked by position. So the
+number of attention calls does not depend on how many rows run, and no value is read back from the device before the
+step's logits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmforge.infer.local.live import base_of
+
+NAME = "forge_paged"
+BLOCK_SIZE = 16  # tokens; half a block is wasted per row, and prefixes are shared in steps of this size
+WASTE = 1.25  # how much larger padding may make an attention call before its rows are split into two
+CALL_COST = 4096  # what one more call costs, in products of one query with one key (30 us of a core)
+
+
+class KeyValues:
+    """The pool's memory: per layer (blocks, block size, heads, width) for keys and for values.
+
+    Made layer by layer when the first token comes, since only the model knows the shapes. Zeroed, so that what a mask
+    hides is finite; on a CPU memory is only used once it is written.
+    """
+
+    def __init__(self, num_blocks: int):
+        self.num_blocks = num_blocks + 1  # block 0 is padding
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def of(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The pool of a layer; `key`, `value` (heads, tokens, width) show its shape."""
+        if layer not in self.layers:
+            self.layers[layer] = tuple(
+                torch.zeros(self.num_blocks, BLOCK_SIZE, x.shape[0], x.shape[2], dtype=x.dtype, device=x.device)
+                for x in (key, value)
+            )
+        return self.layers[layer]
+
+    @property
+    def bytes_per_token(self) -> int:
+        return sum(x[0, 0].numel() * x.element_size() for pair in self.layers.values() for x in pair)
+
+    def clear(self, blocks: Sequence[int]) -> None:
+        """Zero blocks that hold something which is no number."""
+        for pair in self.layers.values():
+            for pool in pair:
+                pool[list(blocks)] = 0
+
+
+@dataclass(frozen=True)
+class Span:
+    """New tokens of one row on the flat line: `count` from place `at`, the first at position `start` of the row."""
+
+    at: int
+    start: int
+    count: int
+    blocks: Sequence[int]
+
+    @property
+    def end(self) -> int:
+        return self.start + self.count
+
+
+@dataclass
+class Group:
+    """Rows that are attended in one call, `width` queries each, padded where a row has fewer."""
+
+    places: slice | Tensor  # of the queries on the flat line, row by row: (rows * width,)
+    tables: Tensor  # (rows * blocks,) block of each stretch of keys
+    positions: Tensor  # (rows, width) of the queries
+    is_real: Tensor | None  # (rows * width,) where a query is no padding; None: all are real
+    _masks: dict[int | None, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, spans: Sequence[Span], device: torch.device) -> Group:
+        rows, width = len(spans), max(span.count for span in spans)
+        num_blocks = max(-(-span.end // BLOCK_SIZE) for span in spans)
+        tables = [[*span.blocks[:num_blocks], *[0] * (num_blocks - len(span.blocks))] for span in spans]
+        first = torch.tensor([span.start for span in spans])[:, None]
+        counts = torch.tensor([span.count for span in spans])[:, None]
+        steps = torch.arange(width)[None].expand(rows, width).minimum(counts - 1)  # padding repeats the last query
+        at = torch.tensor([span.at for span in spans])[:, None]
+        is_even = all(span.count == width for span in spans)
+        is_line = is_even and all(a.at + width == b.at for a, b in itertools.pairwise(spans))
+        return cls(
+            slice(spans[0].at, spans[0].at + rows * width) if is_line else (at + steps).flatten().to(device),
+            torch.tensor(tables).flatten().to(device),
+            (first + steps).to(device),
+            None if is_even else (torch.arange(width)[None] < counts).flatten().to(device),
+        )
+
+    def mask(self, window: int | None, num_keys: int, dtype: torch.dtype) -> Tensor:
+        """What is added to the scores, (rows, 1, width, keys): 0 where a query sees a key, -inf elsewhere."""
+        if window not in self._masks:
+            keys = torch.arange(num_keys, device=self.positions.device)
+            seen = keys <= self.positions[..., None]
+            if window is not None:
+                seen &= self.positions[..., None] - keys < window
+            mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+            self._masks[window] = mask.masked_fill_(~seen, -torch.inf)[:, None]
+        return self._masks[window]
+
+
+@dataclass
+class PagedStep:
+    """What the attention of every layer needs to know about a step."""
+
+    cache: KeyValues
+    slots: Tensor  # (tokens,) where each new token's key and value go: block * BLOCK_SIZE + place in it
+    groups: list[Group]
+
+    @classmethod
+    def of(cls, cache: KeyValues, spans: Sequence[Span], device: torch.device) -> PagedStep:
+        slots = [
+            span.blocks[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
+            for span in spans
+            for position in range(span.start, span.end)
+        ]
+        by_size = sorted(spans, key=lambda span: (span.count, span.end, span.at))
+        groups = [Group.of(part, device) for part in grouped(by_size)]
+        return cls(cache, torch.tensor(slots, device=device), groups)
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, cap: float | None
+    ) -> Tensor:
+        """Write the new keys and values, then attend.
+
+        Args:
+            query: (heads, tokens, width). key, value: (key heads, tokens, width).
+
+        Returns:
+            (tokens, heads, value width).
+        """
+        keys, values = self.cache.of(layer, key, value)
+        keys.view(-1, *keys.shape[2:]).index_copy_(0, self.slots, key.transpose(0, 1))
+        values.view(-1, *values.shape[2:]).index_copy_(0, self.slots, value.transpose(0, 1))
+        flat = query.transpose(0, 1)  # (tokens, heads, width)
+        if len(self.groups) == 1 and isinstance(self.groups[0].places, slice):
+            return attend_group(self.groups[0], flat, keys, values, scale, window, cap)
+        out = flat.new_empty(flat.shape[0], flat.shape[1], value.shape[-1])
+        for group in self.groups:
+            part = attend_group(group, flat[group.places], keys, values, scale, window, cap)
+            if group.is_real is None:
+                out[group.places] = part
+            else:
+                out[group.places[group.is_real]] = part[group.is_real]
+        return out
+
+
+def grouped(spans: Sequence[Span]) -> Iterator[list[Span]]:
+    """Neighbouring rows whose attention is cheaper in one padded call than in two."""
+    group: list[Span] = []
+    cost = width = longest = 0
+    for span in spans:
+        alone = span.count * span.end
+        wider, longer = max(width, span.count), max(longest, span.end)
+        together = (len(group) + 1) * wider * longer
+        if group and together > WASTE * (cost + alone) + CALL_COST:
+            yield group
+            group, cost, wider, longer = [], 0, span.count, span.end
+        group.append(span)
+        cost, width, longest = cost + alone, wider, longer
+    if group:
+        yield group
+
+
+def attend_group(
+    group: Group, query: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None, cap: float | None
+) -> Tensor:
+    """One call for the rows of a group.
+
+    Args:
+        query: (rows * width, heads, head width). keys, values: a layer's pool.
+
+    Returns:
+        (rows * width, heads, value width).
+    """
+    rows, width = group.positions.shape
+    kv_heads = keys.shape[2]
+    heads = query.shape[1]
+    k, v = (
+        pool.index_select(0, group.tables).view(rows, -1, kv_heads, pool.shape[3]).transpose(1, 2)
+        for pool in (keys, values)
+    )  # (rows, key heads, keys, width)
+    mask = group.mask(window, k.shape[2], query.dtype)
+    # The heads that share a key head fold into the query length, so that keys and values are not repeated.
+    q = query.view(rows, width, kv_heads, heads // kv_heads, -1).permute(0, 2, 3, 1, 4).flatten(2, 3)
+    if width > 1:
+        mask = mask.repeat(1, 1, heads // kv_heads, 1)
+    if cap is None:
+        out = F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
+    else:
+        scores = cap * torch.tanh(q @ k.transpose(-1, -2) * scale / cap) + mask
+        out = torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype) @ v
+    out = out.unflatten(2, (heads // kv_heads, width))  # (rows, key heads, group, width, value width)
+    return out.permute(0, 3, 1, 2, 4).reshape(rows * width, heads, -1)
+
+
+# Behind a model
+
+_step: ContextVar[PagedStep] = ContextVar("forge_paged_step")
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: query (1, heads, tokens, width) and so on -> (1, tokens, heads, width)."""
+    scale = options.get("scaling")
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    window, cap = options.get("sliding_window"), options.get("softcap")
+    return _step.get().attend(module.layer_idx, query[0], key[0], value[0], scale, window, cap)[None], None
+
+
+@contextlib.contextmanager
+def paged_attention(model: Any, step: PagedStep) -> Iterator[None]:
+    """Inside, the model's layers attend over the step's blocks; afterwards the model is as it was."""
+    from transformers import AttentionInterface
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    if NAME not in ALL_ATTENTION_FUNCTIONS:
+        AttentionInterface.register(NAME, _attention)  # no mask is registered for it, so transformers makes none
+    config = base_of(model).config
+    own = config._attn_implementation
+    token = _step.set(step)
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = own
+        _step.reset(token)
