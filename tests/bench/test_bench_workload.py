@@ -40,3 +40,21 @@ def test_the_same_rows_have_the_same_digest_and_a_list_every_trainer_reads(tmp_p
     a, b, c = (write_data(tmp_path / name, "classify", n, 512, None) for name, n in (("a", 4), ("b", 4), ("c", 5)))
     assert a.digest == b.digest != c.digest
     assert json.loads((a.path / "dataset_info.json").read_text()) == {"bench": {"file_name": "bench.json"}}
+
+
+def test_pairs_are_described_so_that_both_trainers_read_them(tmp_path):
+    made = write_data(tmp_path / "made", "dpo", 4, 512, None)
+    info = json.loads((made.path / "dataset_info.json").read_text())["bench"]
+    assert info["ranking"]
+    assert info["columns"]["chosen"] == "chosen"
+    assert made.stage == "dpo"
+    rows = json.loads((made.path / "bench.json").read_text())
+    assert all(row["chosen"] != row["rejected"] for row in rows)
+    turns = [{"from": "human", "value": "Hi"}]
+    pair = {"conversations": turns, "chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}}
+    (tmp_path / "pairs.json").write_text(json.dumps([pair] * 2))
+    given = write_data(tmp_path / "given", "pairs", 2, 512, tmp_path / "pairs.json")
+    info = json.loads((given.path / "dataset_info.json").read_text())["bench"]
+    assert info["formatting"] == "sharegpt"
+    assert info["columns"]["messages"] == "conversations"
+    assert write_data(tmp_path / "plain", "classify", 4, 512, None).stage is None

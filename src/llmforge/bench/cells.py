@@ -56,7 +56,7 @@ def accumulation(rows: int, batch: int) -> int:
 
 def forge_command(cell: Cell, words: list[str], data: DataFolder, output: Path, steps: int) -> list[str]:
     """`forge-cli train` for a cell: what the recipe says, on the data of the benchmark, saving only the result."""
-    keys = {
+    keys: dict[str, object] = {
         "dataset": DATASET, "dataset_dir": data.path, "output_dir": output, "cutoff_len": cell.length,
         "finetuning_type": cell.method, "batching": cell.batching, "per_device_train_batch_size": cell.batch,
         "gradient_accumulation_steps": accumulation(cell.rows, cell.batch), "max_steps": steps, "logging_steps": 1,
@@ -67,6 +67,8 @@ def forge_command(cell: Cell, words: list[str], data: DataFolder, output: Path, 
         "plot_loss": False, "overwrite_cache": True, "disable_shuffling": True, "group_by_length": False,
         "packing": False,
     }  # fmt: skip
+    if data.stage:
+        keys["stage"] = data.stage
     made = [f"{key}={value}" for key, value in keys.items()]
     made += [f"{key}={json.dumps(value)}" for key, value in fixed.items()]
     return [sys.executable, "-m", "llmforge.cli", "train", *words, *made]

@@ -82,7 +82,25 @@ def fill(num_rows: int, length: int) -> list[dict[str, str]]:
     return [{"instruction": text(length // 8 + 1), "input": "", "output": text(length)} for _ in range(num_rows)]
 
 
-WORKLOADS: dict[str, Callable[[int, int], list[dict[str, str]]]] = {"classify": classify, "fill": fill}
+def dpo(num_rows: int, length: int) -> list[dict[str, str]]:
+    """The rows of `classify` as pairs: the answer, and one that names another kind or loses the district."""
+    draw = random.Random(SEED)
+    pairs = []
+    for row in classify(num_rows, length):
+        answer = json.loads(row["output"])
+        wrong = {**answer, "kind": draw.choice([kind for kind in sorted(FAULTS) if kind != answer["kind"]])}
+        if draw.random() < 0.5:
+            wrong = {**answer, "district": "unknown"}
+        texts = {"chosen": row["output"], "rejected": json.dumps(wrong)}
+        pairs.append({"instruction": row["instruction"], "input": row["input"], **texts})
+    return pairs
+
+
+WORKLOADS: dict[str, Callable[[int, int], list[dict[str, str]]]] = {
+    "classify": classify,
+    "fill": fill,
+    "dpo": dpo,
+}
 
 
 @dataclass(frozen=True)
@@ -91,13 +109,15 @@ class DataFolder:
 
     path: Path
     digest: str  # of the rows: results of other rows are never compared
+    stage: str | None = None  # that the rows are for, where the recipe's own would not read them
 
 
 def write_data(folder: Path, workload: str, num_rows: int, length: int, given: Path | None) -> DataFolder:
-    """Write the rows of a workload in alpaca form.
+    """Write the rows of a workload and the dataset_info.json that describes them.
 
     Args:
-        given: a JSON array or JSONL file in alpaca form, whose first rows are taken; None makes the rows.
+        given: a JSON array or JSONL file in alpaca form, or of pairs in alpaca or sharegpt form, whose first rows are
+            taken; None makes the rows.
 
     Raises:
         RecipeError: the file cannot be read or holds too few rows.
@@ -106,12 +126,22 @@ def write_data(folder: Path, workload: str, num_rows: int, length: int, given: P
     text = json.dumps(rows, ensure_ascii=False, indent=0)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{DATASET}.json").write_text(text, encoding="utf-8")
-    (folder / "dataset_info.json").write_text(json.dumps({DATASET: {"file_name": f"{DATASET}.json"}}), encoding="utf-8")
-    return DataFolder(folder, hashlib.sha256(text.encode()).hexdigest()[:12])
+    entry = {"file_name": f"{DATASET}.json", **_described(rows[0])}
+    (folder / "dataset_info.json").write_text(json.dumps({DATASET: entry}), encoding="utf-8")
+    return DataFolder(folder, hashlib.sha256(text.encode()).hexdigest()[:12], "dpo" if "ranking" in entry else None)
+
+
+def _described(row: dict[str, Any]) -> dict[str, Any]:
+    """What dataset_info.json must say of such rows besides the file; alpaca form needs no word."""
+    if "chosen" not in row:
+        return {}
+    form = {"formatting": "sharegpt"} if "conversations" in row else {}
+    prompt = {"messages": "conversations"} if form else {"prompt": "instruction", "query": "input"}
+    return {"ranking": True, **form, "columns": {**prompt, "chosen": "chosen", "rejected": "rejected"}}
 
 
 def read_rows(path: Path, num_rows: int) -> list[dict[str, Any]]:
-    """The first rows of a JSON or JSONL file in alpaca form."""
+    """The first rows of a JSON or JSONL file in alpaca form, or of pairs in sharegpt form."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(x) for x in text.splitlines() if x]
@@ -119,7 +149,11 @@ def read_rows(path: Path, num_rows: int) -> list[dict[str, Any]]:
         raise RecipeError(f"--data: {path} cannot be read ({error})") from None
     if len(rows) < num_rows:
         raise RecipeError(f"--data: {path} holds {len(rows)} rows, --rows times (--steps + 1) asks for {num_rows}")
-    wrong = [n for n, row in enumerate(rows[:num_rows]) if not isinstance(row, dict) or "instruction" not in row]
+    wrong = [n for n, row in enumerate(rows[:num_rows]) if not isinstance(row, dict) or not _is_known(row)]
     if wrong:
         raise RecipeError(f"--data: row {wrong[0]} of {path} has no key 'instruction'; expected alpaca form")
     return rows[:num_rows]
+
+
+def _is_known(row: dict[str, Any]) -> bool:
+    return "instruction" in row or {"conversations", "chosen", "rejected"} <= row.keys()
