@@ -37,7 +37,9 @@ class EchoEngine:
         return [ModelCard("echo", "echo", None, 100), ModelCard("org/tuned", "echo", "runs/tuned", 100)]
 
     def capabilities(self):
-        return Capabilities(frozenset(field.name for field in dataclasses.fields(Sampling)) - {"min_p"})
+        return Capabilities(
+            frozenset(field.name for field in dataclasses.fields(Sampling)) - {"min_p", "penalty_alpha"}
+        )
 
     def stats(self):
         return EngineStats(0, 0, 0, 0, self.ready)

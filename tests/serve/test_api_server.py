@@ -59,7 +59,7 @@ class Server:
 
         app = create_app(self.engine, defaults=sampling_of(recipe.generate), max_body_bytes=1 << 20)
         config = uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=5)
-        self.server = DrainingServer(config, self.engine, drain_s)
+        self.server = DrainingServer(config, app.state.serving, drain_s)
         self.thread = threading.Thread(target=self.server.run)
         self.thread.start()
         while not self.server.started:
@@ -217,7 +217,7 @@ def test_other_machines_need_a_key(run_dir, monkeypatch):
 
 
 def test_a_missing_extra_is_one_line(run_dir, monkeypatch):
-    monkeypatch.setitem(sys.modules, "sse_starlette", None)
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with pytest.raises(RecipeError, match=r"pip install 'llmforge\[serve\]'"):
         api([str(run_dir), *GREEDY])
 

@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 
 from llmforge.infer.protocol import Sampling
 from llmforge.serve.app import create_app
-from llmforge.serve.wire import ChatRequest
+from llmforge.serve.wire_chat import ChatRequest
 
 HELLO = [{"role": "user", "content": "你好吗"}]
 
@@ -122,9 +122,8 @@ def test_tool_calls_come_plain(client, engine):
 def test_tool_calls_come_in_a_stream(client):
     chunks = list(ask(client, "weather", tools=TOOLS, stream=True))
     calls = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
-    assert [(call.index, call.function.name, call.function.arguments) for call in calls] == [
-        (0, "get_weather", '{"city": "杭州"}')
-    ]
+    assert [(call.index, call.function.name) for call in calls if call.id] == [(0, "get_weather")]
+    assert "".join(call.function.arguments for call in calls) == '{"city": "杭州"}'
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
     assert not any(chunk.choices[0].delta.content for chunk in chunks)
 
@@ -308,8 +307,8 @@ def test_an_odd_body_gets_one_clear_error(http, name):
         ("null", 422),
         ('"hi"', 422),
         ('{"model": "echo", "messages": [{"role": "user", "content": "hi"}], "temperature": NaN}', 422),
-        ('{"model": "echo", "messages": [{"role": "user", "content": "hi"}], "seed": ' + "9" * 5000 + "}", 400),
-        (DEEP, 400),
+        ('{"model": "echo", "messages": [{"role": "user", "content": "hi"}], "seed": ' + "9" * 5000 + "}", 422),
+        (DEEP, 422),
         ('{"model": "echo", "messages": ' + "[" * 500 + "]" * 500 + "}", 422),
         ("{}", 422),
     ],
@@ -418,4 +417,4 @@ def test_every_field_is_on_the_page():
 def test_the_servers_deadline_goes_with_every_request(engine):
     with TestClient(create_app(engine, deadline_s=2.5)) as http:
         post(http)
-    assert engine.asked[0].deadline_s == 2.5
+    assert 2.4 < engine.asked[0].deadline_s <= 2.5  # what is left after the line

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
@@ -18,7 +17,7 @@ from llmforge.errors import ForgeError, nearest
 from llmforge.infer.protocol import EngineBusy, EngineUnavailable, RequestError, UnknownModel
 
 log = logging.getLogger(__name__)
-TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 PARAMS = {"max_new_tokens": "max_tokens", "stop_ids": "stop_token_ids"}  # our names -> those of the wire
 RETRY_S = 5  # what a client is told to wait while the engine loads or drains
 MOST_PROBLEMS = 5
@@ -76,7 +75,7 @@ def validation_error(problems: Sequence[Mapping[str, Any]], known: Sequence[str]
         place = path(problem["loc"])
         if problem["type"] == "extra_forbidden":
             name = str(problem["loc"][-1])
-            hint = nearest(name, known) if len(problem["loc"]) == 2 else ""
+            hint = nearest(name, known) if len(problem["loc"]) == 1 else ""
             lines.append(f"unknown parameter {place!r}.{hint}")
         elif problem["type"] == "missing":
             lines.append(f"{place}: is required")
@@ -109,34 +108,31 @@ def given(value: Any) -> str:
     return f", got {text}" if is_plain and len(text) <= SHOWN_CHARS else ""
 
 
-def add_handlers(app: FastAPI, known: Sequence[str]) -> None:
-    """Let every exception of a route end in OpenAI's shape."""
+def add_handlers(app: FastAPI) -> None:
+    """Let every refusal of a route end in OpenAI's shape; Observe does the same for what surprises us."""
+
+    def answer(request: Request, error: ApiError) -> Response:
+        if record := request.scope.get("state", {}).get("record"):
+            record.error = error.code or error.message
+        return error.response()
 
     @app.exception_handler(ApiError)
     async def on_api_error(request: Request, error: ApiError) -> Response:
-        return error.response()
+        return answer(request, error)
 
     @app.exception_handler(ForgeError)
     async def on_forge_error(request: Request, error: ForgeError) -> Response:
-        return as_api_error(error).response()
-
-    @app.exception_handler(RequestValidationError)
-    async def on_validation_error(request: Request, error: RequestValidationError) -> Response:
-        return validation_error(error.errors(), known).response()
+        return answer(request, as_api_error(error))
 
     @app.exception_handler(HTTPException)
     async def on_http_error(request: Request, error: HTTPException) -> Response:
         messages = {404: f"no such address: {request.url.path}", 405: f"{request.method} does not work here"}
         message = messages.get(error.status_code, str(error.detail))
-        return ApiError(error.status_code, message, headers=error.headers).response()
-
-    @app.exception_handler(Exception)
-    async def on_surprise(request: Request, error: Exception) -> Response:
-        return surprise(error).response()
+        return answer(request, ApiError(error.status_code, message, headers=error.headers))
 
 
-def surprise(error: Exception) -> ApiError:
+def surprise(error: Exception, number: str = "") -> ApiError:
     """An error of ours: the client gets an id, the log the traceback under it."""
-    number = uuid.uuid4().hex[:12]
+    number = number or uuid.uuid4().hex[:12]
     log.error("error %s", number, exc_info=error)
     return ApiError(500, f"internal error {number}; the server's log has the details", code="internal_error")

@@ -1,64 +1,120 @@
-"""What stands before every route: the key, the size of the body, the time it may take to arrive."""
+"""What stands before every route: the client's key, rights and rate, and how large and how slow its body is."""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from llmforge.serve.errors import ApiError
+from llmforge.serve.keys import Client, Keys
+from llmforge.serve.rates import Rates
 
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-BODY_TIMEOUT_S = 30.0
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+BODY_TIMEOUT_S = 20.0
 # A refused client goes on sending for so long and so much, so that it reads the answer instead of a broken connection.
 DRAIN_S = 2.0
 DRAIN_BYTES = 64 << 20
+OPEN = frozenset({"/healthz", "/readyz", "/openapi.json", "/docs"})
+ADMIN = ("/admin/", "/v1/load_lora_adapter", "/v1/unload_lora_adapter")
 
 
 class Guard:
-    """ASGI middleware: 401 without the key, 413 above the cap (noticed while reading), 408 for a body that never ends.
+    """ASGI middleware: 401 without a key, 403 without the right, 429 above the rate, 413 above the cap (noticed while
+    reading), 408 for a body that never ends.
 
     A body under the cap is read whole and handed on, so nothing behind this can be made to wait for a slow sender.
+
+    Args:
+        hosts: names a request may be sent to; empty for any.
     """
 
-    def __init__(self, app: Callable[..., Awaitable[None]], api_key: str | None, max_body_bytes: int):
-        self.app, self.api_key, self.max_body_bytes = app, api_key, max_body_bytes
+    def __init__(
+        self,
+        app: Callable[..., Awaitable[None]],
+        keys: Keys,
+        rates: Rates,
+        max_body_bytes: int,
+        root_path: str = "",
+        hosts: frozenset[str] = frozenset(),
+    ):
+        self.app, self.keys, self.rates, self.max_body_bytes = app, keys, rates, max_body_bytes
+        self.root_path, self.hosts = root_path, hosts
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
+        state = scope.setdefault("state", {})
+        told: dict[str, str] = {}
         try:
-            if scope["path"].startswith("/v1"):
-                self._check_key(headers.get(b"authorization", b""))
+            self._check_host(headers.get(b"host", b""))
+            path = scope["path"].removeprefix(self.root_path)
+            client = self._client(scope, path, headers.get(b"authorization", b""))
+            state["client"] = client
+            if "record" in state:
+                state["record"].client = client.name
+            if scope["method"] == "POST" and not path.startswith(ADMIN):
+                told = self.rates.take(client)
             body = await self._read(headers.get(b"content-length", b""), receive)
         except ApiError as error:
+            if "record" in state:
+                state["record"].error = error.code or error.message
             await _refuse(error, receive, send)
             return
         if body is None:
             return
         handed_on = False
 
-        async def receive_again() -> MutableMapping[str, Any]:
+        async def receive_again() -> Message:
             nonlocal handed_on
             if handed_on:
                 return await receive()
             handed_on = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        await self.app(scope, receive_again, send)
+        async def send_with_rate(message: Message) -> None:
+            if told and message["type"] == "http.response.start":
+                extra = [(name.encode(), value.encode()) for name, value in told.items()]
+                message = {**message, "headers": [*message.get("headers", ()), *extra]}
+            await send(message)
 
-    def _check_key(self, authorization: bytes) -> None:
-        if self.api_key is None:
+        await self.app(scope, receive_again, send_with_rate)
+
+    def _check_host(self, host: bytes) -> None:
+        if not self.hosts:
             return
-        scheme, _, key = authorization.partition(b" ")
-        if scheme.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self.api_key.encode()):
-            message = "a key is needed: Authorization: Bearer KEY" if not key else "the key is wrong"
+        try:
+            name = urlsplit(f"//{host.decode('ascii')}").hostname
+        except ValueError:
+            name = None
+        if name not in self.hosts:
+            message = f"this server has no key and answers to {', '.join(sorted(self.hosts))} only"
+            raise ApiError(403, message, code="wrong_host")
+
+    def _client(self, scope: Message, path: str, authorization: bytes) -> Client:
+        """Who asks.
+
+        Raises:
+            ApiError: 401 or 403.
+        """
+        address = scope["client"][0] if scope.get("client") else "local"
+        if not self.keys.are_asked_for:
+            return Client(address, is_admin=True)
+        if path in OPEN:
+            return Client(address)
+        client = self.keys.find(authorization)
+        if client is None:
+            message = "the key is wrong" if authorization else "a key is needed: Authorization: Bearer KEY"
             raise ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+        if path.startswith(ADMIN) and not client.is_admin:
+            raise ApiError(403, f"the key of {client.name!r} has no right to change the server", code="no_permission")
+        return client
 
     async def _read(self, length: bytes, receive: Receive) -> bytes | None:
         """The body; None when the client left.
@@ -66,8 +122,8 @@ class Guard:
         Raises:
             ApiError: 413 or 408.
         """
-        if length.isdigit() and int(length) > self.max_body_bytes:
-            raise self._too_large(int(length))
+        if length.isdigit() and int(length[:20]) > self.max_body_bytes:
+            raise self._too_large(int(length[:20]))
         parts: list[bytes] = []
         size = 0
         try:

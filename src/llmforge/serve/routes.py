@@ -1,132 +1,115 @@
-"""The addresses of the server."""
+"""The addresses that generate."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine
+import dataclasses
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Annotated, Any
 
-import anyio
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
-from sse_starlette import EventSourceResponse
 
-from llmforge.infer.protocol import Engine, EngineUnavailable, ModelCard, Sampling, UnknownModel
+from llmforge.infer.protocol import GenerateRequest, TokenIds
+from llmforge.serve.body import read_body
+from llmforge.serve.errors import ApiError
 from llmforge.serve.replies import Answer, chunks, completion
-from llmforge.serve.translate import to_engine
-from llmforge.serve.wire import ChatRequest
+from llmforge.serve.serving import Serving, get_serving, merged, record_of, unless_client_leaves
+from llmforge.serve.stream import EventStream
+from llmforge.serve.text_replies import TextAnswer, text_chunks, text_completion
+from llmforge.serve.translate import check_engine, refuse, to_engine, to_sampling
+from llmforge.serve.wire_chat import ChatRequest
+from llmforge.serve.wire_text import REFUSED_OF_COMPLETIONS, CompletionRequest
 
 CLIENT_LEFT = Response(status_code=499)  # nobody reads it; the number is nginx's
+DEFAULT_MAX_RUNNING = 32  # prompts of one request that are under way, where the engine does not say
+
 router = APIRouter()
-
-
-@dataclass(frozen=True)
-class Serving:
-    """What the routes need."""
-
-    engine: Engine
-    defaults: Sampling
-    deadline_s: float | None
-    drain_s: float
-    started: int
-
-
-def get_serving(request: Request) -> Serving:
-    serving: Serving = request.app.state.serving
-    return serving
-
-
 ServingNow = Annotated[Serving, Depends(get_serving)]
 
 
 @router.post("/v1/chat/completions")
-async def chat_completions(body: ChatRequest, request: Request, serving: ServingNow) -> Response:
+async def chat_completions(request: Request, serving: ServingNow) -> Response:
     """A chat completion, whole or as a stream of server-sent events."""
-    engine = serving.engine
-    known = [name for card in engine.models() for name in (card.id, *card.aliases)]
-    if body.model not in known:
-        raise UnknownModel(body.model, known)
-    asked = to_engine(body, serving.defaults, engine.capabilities(), deadline_s=serving.deadline_s)
-    include_usage = bool(body.stream_options and body.stream_options.include_usage)
-    with_tools = bool(getattr(asked.prompt, "tools", ()))
-    answer = Answer(body.model, with_tools=with_tools, include_usage=include_usage)
-    pieces = engine.generate(asked)
+    body = await read_body(request, ChatRequest)
+    card = serving.card(body.model, "generate")
+    note(request, serving, card.id, bool(body.stream), body.messages)
+    serving.check_bytes(card, sum(message.num_bytes() for message in body.messages), "messages")
+    settings = serving.settings
+    can = serving.engine.capabilities()
+    asked = to_engine(body, card.id, settings.defaults, can, strict_400=settings.strict_400)
+    answer = Answer(
+        body.model,
+        with_tools=bool(getattr(asked.prompt, "tools", ())),
+        tool_format=card.tool_format,
+        only_first=body.parallel_tool_calls is False,
+        include_usage=bool(body.stream_options and body.stream_options.include_usage),
+    )
+    pieces = serving.generate(request, asked)
     if not body.stream:
-        async with aclosing(pieces):
-            whole = await unless_client_leaves(request, completion(answer, pieces))
-        return CLIENT_LEFT if whole is None else JSONResponse(whole)
+        return await plain(request, pieces, completion(answer, pieces))
     # The first piece is awaited before the status line goes out, so that a refusal keeps its own status.
     first = await unless_client_leaves(request, anext(pieces))
     if first is None:
         await pieces.aclose()
         return CLIENT_LEFT
-    return EventSourceResponse(
-        chunks(answer, first, pieces),
-        sep="\n",
-        shutdown_event=anyio.Event(),  # a stream that runs when the server stops may end within the drain time
-        shutdown_grace_period=serving.drain_s,
-    )
+    return EventStream(chunks(answer, first, pieces))
 
 
-@router.get("/v1/models")
-async def list_models(serving: ServingNow) -> dict[str, Any]:
-    """The served names."""
-    return {"object": "list", "data": [card_body(card, serving) for card in serving.engine.models()]}
+@router.post("/v1/completions")
+async def completions(request: Request, serving: ServingNow) -> Response:
+    """Raw prompts, continued: as texts or as token ids, one or many."""
+    body = await read_body(request, CompletionRequest)
+    card = serving.card(body.model, "generate")
+    note(request, serving, card.id, bool(body.stream), body.prompt)
+    refuse(body, REFUSED_OF_COMPLETIONS)
+    if body.echo and body.logprobs is not None:
+        raise ApiError(400, "echo: logprobs of a prompt are not supported", param="echo", code="unsupported_parameter")
+    can = serving.engine.capabilities()
+    sampling = to_sampling(body, serving.settings.defaults, can)
+    if body.logprobs is not None:
+        sampling = dataclasses.replace(sampling, logprobs=body.logprobs)
+        check_engine(sampling, serving.settings.defaults, can)
+    prompts = body.prompts()
+    ids = [await prompt_ids(serving, card.id, prompt) for prompt in prompts]
+    echoes = [await echo_of(serving, card.id, prompt) if body.echo else "" for prompt in prompts]
+    streams = [serving.generate(request, GenerateRequest(card.id, TokenIds(tuple(some)), sampling)) for some in ids]
+    include_usage = bool(body.stream_options and body.stream_options.include_usage)
+    answer = TextAnswer(body.model, sampling.n, echoes, include_usage=include_usage)
+    pieces = merged(streams, can.max_running or DEFAULT_MAX_RUNNING)
+    if not body.stream:
+        return await plain(request, pieces, text_completion(answer, pieces))
+    first = await unless_client_leaves(request, anext(pieces))
+    if first is None:
+        await pieces.aclose()
+        return CLIENT_LEFT
+    return EventStream(text_chunks(answer, first, pieces, len(prompts)))
 
 
-@router.get("/v1/models/{name:path}")
-async def get_model(name: str, serving: ServingNow) -> dict[str, Any]:
-    """One served name."""
-    cards = serving.engine.models()
-    for card in cards:
-        if name in (card.id, *card.aliases):
-            return card_body(card, serving)
-    raise UnknownModel(name, [card.id for card in cards])
+async def plain(request: Request, pieces: AsyncGenerator[Any, None], body: Any) -> Response:
+    """A whole answer, unless the client leaves before."""
+    async with aclosing(pieces):
+        whole = await unless_client_leaves(request, body)
+    return CLIENT_LEFT if whole is None else JSONResponse(whole)
 
 
-@router.get("/healthz")
-async def healthz() -> dict[str, str]:
-    """The process answers."""
-    return {"status": "ok"}
+async def prompt_ids(serving: Serving, model: str, prompt: str | list[int]) -> list[int]:
+    """The ids of a raw prompt."""
+    if not isinstance(prompt, str):
+        return prompt
+    if not serving.engine.capabilities().tokenize:
+        raise ApiError(400, "prompt: this engine takes conversations; use /v1/chat/completions", param="prompt")
+    serving.check_bytes(serving.card(model, "generate"), len(prompt.encode()), "prompt")
+    return await serving.engine.tokenize(model, prompt)
 
 
-@router.get("/readyz")
-async def readyz(serving: ServingNow) -> dict[str, Any]:
-    """The engine takes requests."""
-    stats = serving.engine.stats()
-    if not stats.ready:
-        raise EngineUnavailable("the engine takes no requests now")
-    return {"status": "ready", "running": stats.running, "waiting": stats.waiting}
+async def echo_of(serving: Serving, model: str, prompt: str | list[int]) -> str:
+    return prompt if isinstance(prompt, str) else await serving.engine.detokenize(model, prompt)
 
 
-def card_body(card: ModelCard, serving: Serving) -> dict[str, Any]:
-    return {
-        "id": card.id,
-        "object": "model",
-        "created": serving.started,
-        "owned_by": "llmforge",
-        "root": card.base,
-        "parent": card.base if card.adapter else None,
-        "max_model_len": card.context_length or None,
-    }
-
-
-async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, Any]) -> Any:
-    """The result of `work`, or None when the client closed the connection before; `work` is cancelled then."""
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_client_left(request))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
-    finally:
-        leaving.cancel()
-        if not working.done():
-            working.cancel()
-            await asyncio.wait({working})
-
-
-async def _client_left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+def note(request: Request, serving: Serving, model: str, stream: bool, said: Any) -> None:
+    """What the log and the metrics want to know of a request."""
+    record = record_of(request)
+    record.model, record.stream = model, stream
+    if serving.settings.log_prompts:
+        record.said = [part.model_dump(exclude_none=True) for part in said] if hasattr(said[0], "model_dump") else said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import resource
 import signal
 import socket
 import sys
@@ -12,57 +13,90 @@ from contextlib import contextmanager
 
 from llmforge.config.names import ENGINES
 from llmforge.config.schema import Recipe, ServeConfig
-from llmforge.errors import RecipeError, require
-from llmforge.infer.defaults import sampling_of
+from llmforge.errors import RecipeError, RunError, nearest, require
 from llmforge.infer.protocol import Engine
+from llmforge.serve.settings import Settings
 
-DRAIN_S = 30.0
-LAST_WORDS_S = 5.0  # for telling the clients whose replies did not end in DRAIN_S seconds
+LAST_WORDS_S = 5.0  # for telling the clients whose replies did not end in time
 BACKLOG = 2048
+MOST_FILES = 65536
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 def serve(recipe: Recipe) -> None:
-    """Serve until SIGTERM or SIGINT; running requests get DRAIN_S seconds to end.
+    """Serve until SIGTERM or SIGINT; accepted requests get `drain_s` seconds to end.
 
     Raises:
         RecipeError: the extra is missing, the port is taken, or the server would be open to others without a key.
+        RunError: the engine died, and could not be started again.
     """
-    for module in ("uvicorn", "fastapi", "sse_starlette"):
+    for module in ("uvicorn", "fastapi", "prometheus_client"):
         require(module, "serve", "forge-cli api")
     import uvicorn
 
     from llmforge.serve.app import create_app
+    from llmforge.serve.connections import KEEP_ALIVE_S, CarefulProtocol
     from llmforge.serve.drain import DrainingServer
 
     config = recipe.serve
     check_open(config)
+    check_names(config, [])
+    raise_file_limit()
     listener = bind(config.host, config.port)  # before the model is loaded, which takes longer than to read a message
     engine: Engine = ENGINES.get(config.infer_backend).from_recipe(recipe)
-    app = create_app(
-        engine,
-        api_key=config.api_key,
-        defaults=sampling_of(recipe.generate),
-        deadline_s=config.deadline_s,
-        drain_s=DRAIN_S + LAST_WORDS_S,
-    )
-    patience_s = int(DRAIN_S + LAST_WORDS_S)
+    check_names(config, [name for card in engine.models() for name in (card.id, *card.aliases)])
+    has_key = bool(config.api_key or config.api_keys_file)
+    hosts = frozenset() if has_key else LOOPBACK | {config.host.lower()}
+    app = create_app(engine, Settings.from_recipe(recipe, hosts))
     settings = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_graceful_shutdown=patience_s, backlog=BACKLOG
+        app,
+        log_level="warning",
+        access_log=False,
+        http=CarefulProtocol.for_addresses(config.max_connections),
+        ws="none",
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=int(config.drain_s + LAST_WORDS_S),
+        backlog=BACKLOG,
     )
-    server = DrainingServer(settings, engine, DRAIN_S)
+    server = DrainingServer(settings, app.state.serving, config.drain_s)
     print(welcome(config, listener.getsockname()[1], engine), flush=True)
     with signals_end_quietly():
         server.run(sockets=[listener])
+    if server.engine_is_lost:
+        raise RunError("the engine died and could not be started again; the log above has the details")
     print("forge-cli: the server has stopped", file=sys.stderr)
+
+
+def check_names(config: ServeConfig, served: list[str]) -> None:
+    """Raises:
+    RecipeError: an alias of a model that is not served (once it is known what is), or one that is no name.
+    """
+    for alias, name in config.model_aliases.items():
+        if not isinstance(name, str) or (served and name not in served):
+            known = f"; known: {', '.join(served)}" if served else ""
+            raise RecipeError(f"model_aliases: {alias}: {name!r} is no served model.{nearest(name, served)}{known}")
+        if alias in served:
+            raise RecipeError(f"model_aliases: {alias!r} is the name of a served model already")
+
+
+def raise_file_limit() -> None:
+    """As many open connections as the system allows; the usual limit of 1,024 is reached too soon."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and (hard == resource.RLIM_INFINITY or soft < hard):
+        wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
 
 
 def check_open(config: ServeConfig) -> None:
     """Raises:
     RecipeError: other machines could reach the server, and there is no key.
     """
-    if not config.api_key and not is_loopback(config.host):
+    if not config.api_key and not config.api_keys_file and not is_loopback(config.host):
         raise RecipeError(
-            f"host: {config.host} can be reached from other machines; set FORGE_API_KEY (or api_key), or host=127.0.0.1"
+            f"host: {config.host} can be reached from other machines; set FORGE_API_KEY (or api_key, api_keys_file), "
+            "or host=127.0.0.1"
         )
 
 
@@ -98,7 +132,7 @@ def welcome(config: ServeConfig, port: int, engine: Engine) -> str:
     """What a user needs to try the server: address, names, a line to copy."""
     host = f"[{config.host}]" if ":" in config.host else config.host
     names = [card.id for card in engine.models()]
-    key = " -H 'Authorization: Bearer '$FORGE_API_KEY" if config.api_key else ""
+    key = " -H 'Authorization: Bearer '$FORGE_API_KEY" if config.api_key or config.api_keys_file else ""
     return (
         f"Serving {', '.join(names)} on http://{host}:{port}/v1 (Ctrl-C stops)\n"
         f"  curl http://{host}:{port}/v1/chat/completions{key} -H 'Content-Type: application/json' "

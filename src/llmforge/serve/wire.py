@@ -1,19 +1,15 @@
-"""The bodies of OpenAI's chat API, as pydantic types. A field is honoured or refused by name, never dropped."""
+"""What the bodies of all addresses share. A field is honoured or refused by name, never dropped."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from llmforge.data.example import Message, ToolCall
-from llmforge.serve.errors import ApiError
-
-MAX_DEPTH = 64  # JSON levels; tool schemas of real clients stay under 20
 MAX_STOPS = 16
+MAX_STOP_CHARS = 1000
 MAX_N = 32
+MAX_IDS = 1 << 20
 INT64 = 2**63
 
 
@@ -23,167 +19,11 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class ContentPart(Body):
-    """One part of a content list; only text can be served."""
-
-    type: str
-    text: str | None = None
-    refusal: str | None = None
-    image_url: Any = None
-    input_audio: Any = None
-    file: Any = None
-
-    def plain(self, where: str) -> str:
-        if self.type not in ("text", "refusal"):
-            raise ApiError(
-                400, f"{where}: parts of type {self.type!r} are not supported; this server reads text", param=where
-            )
-        text = self.text if self.type == "text" else self.refusal
-        if text is None:
-            raise ApiError(422, f"{where}: a part of type {self.type!r} needs {self.type!r}", param=where)
-        return text
-
-
-class CalledFunction(Body):
-    """Name and JSON arguments of a call, as the assistant wrote it."""
-
-    name: str
-    arguments: str
-
-
-class CalledTool(Body):
-    """A call in an assistant message of the history."""
-
-    id: str | None = None
-    type: Literal["function"] = "function"
-    function: CalledFunction
-    index: int | None = None
-
-    def to_call(self, where: str) -> ToolCall:
-        try:
-            arguments = json.loads(self.function.arguments or "{}")
-        except (ValueError, RecursionError):
-            arguments = None
-        if not isinstance(arguments, dict):
-            where = f"{where}.function.arguments"
-            raise ApiError(400, f"{where}: expected a JSON object in a string", param=where)
-        return ToolCall(self.function.name, arguments, self.id)
-
-
-class ChatMessage(Body):
-    """A message of any role."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[ContentPart] | None = None
-    tool_calls: list[CalledTool] | None = None
-    tool_call_id: str | None = None
-    reasoning_content: str | None = None
-    name: str | None = None
-    refusal: str | None = None
-    audio: None = None
-    function_call: None = None
-    annotations: list[Any] | None = None
-
-    @model_validator(mode="after")
-    def check_role(self) -> ChatMessage:
-        if self.content is None and not (self.role == "assistant" and (self.tool_calls or self.refusal)):
-            raise ValueError(f"content of a message of role {self.role!r} must be a text or a list of parts")
-        for field in ("tool_calls", "reasoning_content", "refusal"):
-            if getattr(self, field) and self.role != "assistant":
-                raise ValueError(f"{field} belongs to messages of role 'assistant'")
-        if (self.role == "tool") != (self.tool_call_id is not None):
-            raise ValueError("tool_call_id belongs to messages of role 'tool', which need it")
-        return self
-
-    def to_message(self, where: str) -> Message:
-        """The canonical message; `where` is its path for errors."""
-        if self.name and self.role != "tool":  # a tool's name is known by tool_call_id
-            raise ApiError(
-                400, f"{where}.name is not supported: the model's template has no place for it", param=f"{where}.name"
-            )
-        if self.annotations:
-            raise ApiError(400, f"{where}.annotations is not supported", param=f"{where}.annotations")
-        content = self.content if self.content is not None else self.refusal or ""
-        if isinstance(content, list):
-            content = "\n".join(part.plain(f"{where}.content.{i}") for i, part in enumerate(content))
-        calls = tuple(call.to_call(f"{where}.tool_calls.{i}") for i, call in enumerate(self.tool_calls or ()))
-        role = "system" if self.role == "developer" else self.role
-        return Message(role, content, calls, self.reasoning_content)
-
-
-class FunctionSpec(Body):
-    """A function the model may call."""
-
-    name: str = Field(min_length=1)
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class Tool(Body):
-    """A tool the model may call."""
-
-    type: Literal["function"]
-    function: FunctionSpec
-
-
-def check_tool(value: Any) -> Any:
-    """Validate a tool, and keep it as it came: the order of its keys is part of the prompt."""
-    try:
-        tool = Tool.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    if tool.function.strict:
-        raise ValueError("function.strict needs constrained decoding, which is not supported yet")
-    return value
-
-
 class StreamOptions(Body):
     """What a stream carries besides text."""
 
     include_usage: bool | None = None
     include_obfuscation: Literal[False] | None = None
-
-
-class NamedFunction(Body):
-    """The function of a forced choice."""
-
-    name: str
-
-
-class NamedTool(Body):
-    """A forced choice."""
-
-    type: Literal["function"]
-    function: NamedFunction
-
-
-class JsonSchema(Body):
-    """A schema for the reply."""
-
-    name: str
-    description: str | None = None
-    schema_: dict[str, Any] | None = Field(None, alias="schema")
-    strict: bool | None = None
-
-
-class ResponseFormat(Body):
-    """What form the reply must have."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
-
-    @model_validator(mode="after")
-    def check_schema(self) -> ResponseFormat:
-        if (self.type == "json_schema") != (self.json_schema is not None):
-            raise ValueError("json_schema belongs to type 'json_schema', which needs it")
-        return self
-
-    def to_constraint(self) -> dict[str, Any] | None:
-        if self.type == "text":
-            return None
-        return {"type": self.type, **({"schema": self.json_schema.schema_ or {}} if self.json_schema else {})}
 
 
 def as_list(value: Any) -> Any:
@@ -199,15 +39,20 @@ def check_bias(value: dict[str, float]) -> dict[str, float]:
     return value
 
 
-Stops = Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(as_list), Field(max_length=MAX_STOPS)]
+Stops = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]],
+    BeforeValidator(as_list),
+    Field(max_length=MAX_STOPS),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
+Id = Annotated[int, Field(ge=0, lt=2**31)]
+Ids = Annotated[list[Id], Field(max_length=MAX_IDS)]
 
 
-class ChatRequest(Body):
-    """POST /v1/chat/completions. null means: as if it were left out, but for max_length."""
+class Sampled(Body):
+    """How a reply is drawn; what is left out, or null, comes from the recipe. For max_length null has a meaning."""
 
     model: str
-    messages: list[ChatMessage] = Field(min_length=1)
-    # How the reply is drawn; what is left out comes from the recipe.
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
@@ -215,85 +60,19 @@ class ChatRequest(Body):
     logit_bias: Annotated[dict[str, float], AfterValidator(check_bias)] | None = None
     seed: int | None = Field(None, ge=-INT64, lt=INT64)
     n: int | None = Field(None, ge=1, le=MAX_N)
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1, lt=2**31)
     stop: Stops | None = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
     # Ours, under the names other servers use too.
-    top_k: int | None = Field(None, ge=-1)
+    top_k: int | None = Field(None, ge=-1, lt=2**31)
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0, le=10)
-    max_length: int | None = Field(None, ge=1)
+    max_length: int | None = Field(None, ge=1, lt=2**31)
     decoder: Literal["sample", "greedy", "contrastive"] | None = None
+    penalty_alpha: float | None = Field(None, ge=0, le=1)
     ignore_eos: bool | None = None
-    stop_token_ids: list[int] | None = None
-    # Form of request and reply.
+    stop_token_ids: Annotated[list[Id], Field(max_length=64)] | None = None
+    # Form of the answer.
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    tools: list[Annotated[dict[str, Any], AfterValidator(check_tool)]] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
-    parallel_tool_calls: bool | None = None
-    response_format: ResponseFormat | None = None
-    # Names of the asker and of its cache; accepted, without effect on the reply.
+    # The asker's name; accepted, without effect on the reply.
     user: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    # Known, and refused unless they ask for what happens anyway; see `REFUSED`.
-    audio: Any = None
-    function_call: Any = None
-    functions: Any = None
-    metadata: Any = None
-    modalities: Any = None
-    moderation: Any = None
-    prediction: Any = None
-    prompt_cache_options: Any = None
-    prompt_cache_retention: Any = None
-    reasoning_effort: Any = None
-    service_tier: Any = None
-    store: Any = None
-    verbosity: Any = None
-    web_search_options: Any = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def check_texts(cls, value: Any) -> Any:
-        """Refuse what no tokenizer can read, before anything walks the body recursively."""
-        level = [value]
-        for _ in range(MAX_DEPTH):
-            below: list[Any] = []
-            for item in level:
-                if isinstance(item, dict):
-                    below += [*item, *item.values()]
-                elif isinstance(item, list):
-                    below += item
-                elif isinstance(item, str) and not item.isascii():
-                    try:
-                        item.encode()
-                    except UnicodeEncodeError as error:
-                        half = f"\\u{ord(item[error.start]):04x}"
-                        raise ValueError(f"a text holds half of a surrogate pair, {half}") from None
-            if not below:
-                return value
-            level = below
-        raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
-
-
-# Fields that are refused by name, with what they may hold nevertheless, and why.
-REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "audio": (lambda v: False, "this server writes text only"),
-    "function_call": (lambda v: False, "use tool_choice"),
-    "functions": (lambda v: False, "use tools"),
-    "metadata": (lambda v: v == {}, "completions are not stored"),
-    "modalities": (lambda v: v == ["text"], "this server writes text only"),
-    "moderation": (lambda v: False, "there is no moderation here"),
-    "parallel_tool_calls": (lambda v: v is True, "the number of calls cannot be limited yet"),
-    "prediction": (lambda v: False, "predicted output is not supported"),
-    "prompt_cache_options": (lambda v: v == {}, "the cache has no options"),
-    "prompt_cache_retention": (lambda v: v == "in_memory", "the cache is in memory only"),
-    "reasoning_effort": (lambda v: False, "thinking is set by the recipe's enable_thinking"),
-    "service_tier": (lambda v: v in ("auto", "default"), "there is one tier"),
-    "store": (lambda v: v is False, "completions are not stored"),
-    "verbosity": (lambda v: v == "medium", "the length of replies cannot be asked for"),
-    "web_search_options": (lambda v: False, "there is no web search here"),
-}
