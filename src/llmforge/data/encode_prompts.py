@@ -46,7 +46,9 @@ class PromptEncoder(RowEncoder):
                 continue
             if len(encoded.input_ids) > limit:
                 if self.options.truncation == "raise":
-                    raise RecipeError(f"{example.source}: {_too_long(len(encoded.input_ids), limit)} (truncation: raise)")
+                    raise RecipeError(
+                        f"{example.source}: {_too_long(len(encoded.input_ids), limit)} (truncation: raise)"
+                    )
                 gathered.refused.append((number, _too_long(len(encoded.input_ids), limit)))
                 continue
             block.prompts.append(encoded.input_ids)

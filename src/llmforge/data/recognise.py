@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from llmforge.data.entry import Columns, DatasetEntry
-from llmforge.data.formats.row import RANKING_STAGES
+from llmforge.data.formats.row import PROMPT_STAGES, RANKING_STAGES
 from llmforge.errors import RecipeError
 
 CONVERSATIONS = ("messages", "conversations", "conversation")
@@ -65,7 +65,7 @@ def _bare(entry: DatasetEntry, rows: list[Mapping[str, Any]], columns: list[str]
     if stage == "pt" and "text" in columns:
         return replace(entry, formatting="text", inferred=False)
     prompt, reply = _first(PROMPTS, columns), _first(REPLIES, columns)
-    if prompt is None or (reply is None and not pair and stage != "prompt"):
+    if prompt is None or (reply is None and not pair and stage not in PROMPT_STAGES):
         raise RecipeError(
             f"{entry.where}: cannot tell which columns to read at stage {stage}; it has {', '.join(columns)}. "
             f"Describe it in dataset_info.json, or inline: "

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from llmforge.data.build import DataSets
     from llmforge.data.plan import Batch
     from llmforge.model.loading import LoadedModel
-    from llmforge.train.steps import Line
+    from llmforge.train.steps import Line, StepShape
+    from llmforge.train.trainer import ForgeTrainer
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,19 @@ class Stage:
         RecipeError: the rows teach nothing at this stage.
         """
 
+    def longest_row(self, data: DataSets) -> int:
+        """Tokens of the longest row that goes through the model."""
+        return int(data.train.lengths.max())
+
     def extend(self, model: Any) -> None:
         """Add what the stage trains beside the model's own weights; called after loading, on every rank."""
 
     def prepare(self, start: Start) -> None:
         """What is computed once, before the first step."""
+
+    def trainer(self, start: Start, shape: StepShape, options: dict[str, Any]) -> ForgeTrainer | None:
+        """A loop of the stage's own, made from what all trainers take; None for the ordinary one."""
+        return None
 
     def begin_step(self, model: nn.Module, batches: Sequence[Batch], add_up: Callable[..., list[float]]) -> None:
         """Look at all batches of this rank before the first loss of a step; `add_up` sums numbers over the ranks."""

@@ -13,7 +13,7 @@ from llmforge.config.schema import FinetuneConfig
 from llmforge.errors import RunError
 from llmforge.model.loading import LoadedModel
 from llmforge.model.pissa import make_plain
-from llmforge.runs import RunDir, fsync_dir, settle_file
+from llmforge.runs import MANIFEST, RunDir, fsync_dir, settle_file
 from llmforge.train.trainer import ForgeTrainer
 
 TOKENIZER_FILES = (
@@ -39,6 +39,8 @@ def save_result(trainer: ForgeTrainer, loaded: LoadedModel, folder: RunDir, fine
         if (loaded.tokenizer.folder / name).is_file() and not (temporary / name).exists():
             shutil.copyfile(loaded.tokenizer.folder / name, temporary / name)
     trainer.state.save_to_json(str(temporary / "trainer_state.json"))
+    for beside in [path for path in temporary.iterdir() if path.is_dir()]:
+        shutil.copyfile(folder.manifest_path, beside / MANIFEST)  # so that it finds base and template by itself
     move_files(temporary, folder.path)
 
 
@@ -64,7 +66,13 @@ def check_saved(folder: Path) -> None:
 
 
 def move_files(temporary: Path, folder: Path) -> None:
-    """Put the files of a finished save in their places, each in one step, weights last but for the index of shards."""
+    """Put the files of a finished save in their places, each in one step, weights last but for the index of shards.
+
+    Folders in it, such as a critic's, go the same way, and first.
+    """
+    folder.mkdir(exist_ok=True)
+    for path in [path for path in temporary.iterdir() if path.is_dir()]:
+        move_files(path, folder / path.name)
     for path in temporary.iterdir():
         settle_file(path)
     for path in sorted(temporary.iterdir(), key=lambda p: (p.suffix == ".safetensors", p.name)):

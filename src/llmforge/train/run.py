@@ -26,7 +26,7 @@ from llmforge.data.build import DataSets, build_data
 from llmforge.data.marked import show_labels
 from llmforge.errors import ForgeError, RecipeError
 from llmforge.model.eva import init_eva
-from llmforge.model.loading import LoadedModel, load_model, load_text
+from llmforge.model.loading import LoadedModel, load_model
 from llmforge.model.sources import resolve_model
 from llmforge.runs import RunDir, atomic_write, read_manifest
 from llmforge.train.arguments import training_arguments
@@ -156,7 +156,7 @@ class _OneRun:
         fresh = recipe.finetune.create_new_adapter or not recipe.model.adapter_name_or_path
         if recipe.finetune.lora_init == "eva" and fresh and not checkpoint:
             init_eva(loaded.model, data.train)
-        self.longest_row = int(data.train.lengths.max())
+        self.longest_row = stage.longest_row(data)
         batching = choose_batching(recipe, loaded.model, self.longest_row, (before or {}).get("tokens_per_pass"))
         report.say(trainable_line(loaded.model))
 
@@ -165,8 +165,9 @@ class _OneRun:
         if report.main and batching.line:
             self._write_manifest(about | {"tokens_per_pass": batching.line.tokens})
 
-        stage.prepare(self._start(args, loaded, data, batching, resumed=bool(checkpoint)))
-        trainer = self._trainer(args, stage, loaded, data, batching)
+        start = self._start(args, loaded, data, batching, resumed=bool(checkpoint))
+        stage.prepare(start)
+        trainer = self._trainer(args, stage, start)
         self._sizes(trainer, data)
         report.state(state="running", phase="train")
         self.stop.deferred = True  # from here on a signal waits for the step; when all steps are done, for the result
@@ -229,30 +230,14 @@ class _OneRun:
             self.report.say,
         )
 
-    def _trainer(
-        self, args: TrainingArguments, stage: Stage, loaded: LoadedModel, data: DataSets, batching: Batching
-    ) -> ForgeTrainer:
+    def _trainer(self, args: TrainingArguments, stage: Stage, start: Start) -> ForgeTrainer:
         recipe, train, report = self.recipe, self.recipe.train, self.report
+        loaded, data = start.loaded, start.data
         if report.main:
             row = show_labels(loaded.tokenizer, data.train[0], report.console.terminal)
             report.say(f"first row, trained tokens {'in green' if report.console.terminal else 'in ⟦⟧'}:\n{row}")
         shape = StepShape(
             train.per_device_train_batch_size, train.gradient_accumulation_steps, args.world_size, args.process_index
-        )
-        pad_id = loaded.tokenizer.pad_id
-        plan = StepPlan(
-            data.train,
-            shape,
-            seed=train.seed if train.data_seed is None else train.data_seed,
-            pad_id=0 if pad_id is None else pad_id,
-            pack_to=recipe.data.cutoff_len if stage.packs else None,
-            line=batching.line,
-            group_by_length=train.group_by_length,
-            drop_last=args.dataloader_drop_last,
-            shuffle=not train.disable_shuffling,
-            shift=stage.shift,
-            aside=stage.aside,
-            epoch_rows=data.epoch_rows,
         )
         pace = Pace()
         callbacks = [
@@ -261,22 +246,36 @@ class _OneRun:
             Watch(self.folder, report.console, self.meter),
             *(trackers(train.report_to, report.say) if report.main else []),
         ]
-        return ForgeTrainer(
-            model=loaded.model,
-            args=args,
-            plan=plan,
-            stage=stage,
-            run=self.folder,
-            stop=self.stop,
-            meter=self.meter,
-            eval_sets=data.evals,
-            reply_scores=ReplyScores(recipe, loaded, data.eval_examples) if recipe.eval.predict_with_generate else None,
-            loraplus=recipe.finetune if recipe.finetune.loraplus_lr_ratio else None,
-            nan_policy=train.nan_policy,
-            early_stopping=train.early_stopping_steps,
-            say=report.say,
-            callbacks=callbacks,
+        options: dict[str, Any] = {
+            "args": args,
+            "stage": stage,
+            "run": self.folder,
+            "stop": self.stop,
+            "meter": self.meter,
+            "loraplus": recipe.finetune if recipe.finetune.loraplus_lr_ratio else None,
+            "nan_policy": train.nan_policy,
+            "early_stopping": train.early_stopping_steps,
+            "say": report.say,
+            "callbacks": callbacks,
+        }
+        if (own := stage.trainer(start, shape, options)) is not None:
+            return own
+        plan = StepPlan(
+            data.train,
+            shape,
+            seed=train.seed if train.data_seed is None else train.data_seed,
+            pad_id=start.pad_id,
+            pack_to=recipe.data.cutoff_len if stage.packs else None,
+            line=start.line,
+            group_by_length=train.group_by_length,
+            drop_last=args.dataloader_drop_last,
+            shuffle=not train.disable_shuffling,
+            shift=stage.shift,
+            aside=stage.aside,
+            epoch_rows=data.epoch_rows,
         )
+        scores = ReplyScores(recipe, loaded, data.eval_examples) if recipe.eval.predict_with_generate else None
+        return ForgeTrainer(model=loaded.model, plan=plan, eval_sets=data.evals, reply_scores=scores, **options)
 
     def _sizes(self, trainer: ForgeTrainer, data: DataSets) -> None:
         """Rows, tokens and steps, said before the first step."""

@@ -8,8 +8,8 @@ from llmforge.data.example import IGNORE, Encoded, EncodedSet
 from llmforge.data.plan import Batch
 from llmforge.errors import RunError
 from llmforge.model.forward import causal_lm, greedy_gaps
-from llmforge.train.rl.rollout import Roller
 from llmforge.train.rl.roles import ACTOR, Roles
+from llmforge.train.rl.rollout import Roller
 
 PROMPTS, TOKENS = 4, 8
 # Two ways of adding up the same numbers may choose differently between tokens this close, in nats.

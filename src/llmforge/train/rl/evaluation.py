@@ -1,4 +1,4 @@
-"""The reward on held-out prompts: drawn with the same seeds each time, so that two evaluations differ by the weights."""
+"""The reward on held-out prompts, drawn with the same seeds each time: two evaluations differ by the weights."""
 
 from __future__ import annotations
 

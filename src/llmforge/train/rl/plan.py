@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -52,9 +53,11 @@ class RolloutPlan(Dataset):
         pad_id: int,
         line: Line | None = None,
         shuffle: bool = True,
+        epoch_rows: Callable[[int], np.ndarray] | None = None,
     ):
         self.rows, self.shape, self.seed, self.pad_id, self.line = rows, shape, seed, pad_id, line
-        self.replies, self.buffer, self.epochs, self.shuffle = replies, buffer, epochs, shuffle
+        self.replies, self.buffer, self.epochs = replies, buffer, epochs
+        self.shuffle, self.epoch_rows = shuffle, epoch_rows
         per_rank = shape.rows_per_pass * shape.passes * buffer
         if per_rank % replies:
             raise RecipeError(
@@ -64,16 +67,20 @@ class RolloutPlan(Dataset):
         self.prompts_per_rank = per_rank // replies
         self.prompts_per_rollout = self.prompts_per_rank * shape.num_ranks
         self.updates = buffer * epochs
-        self.num_rollouts = -(-len(rows) // self.prompts_per_rollout)
+        self.num_rollouts = -(-len(self.prompts(0)) // self.prompts_per_rollout)
         self.num_steps = self.num_rollouts * self.updates
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    def prompts(self, epoch: int) -> np.ndarray:
+        """The prompts an epoch takes."""
+        return np.arange(len(self.rows)) if self.epoch_rows is None else self.epoch_rows(epoch)
+
     @lru_cache(maxsize=2)  # noqa: B019 - one plan lives as long as the process
     def order(self, epoch: int) -> np.ndarray:
         """(num_rollouts * prompts_per_rollout,) the epoch's order of prompts."""
-        order = np.arange(len(self.rows))
+        order = self.prompts(epoch)
         if self.shuffle:
             order = np.random.default_rng([self.seed, epoch]).permutation(order)
         return np.resize(order, self.num_rollouts * self.prompts_per_rollout)

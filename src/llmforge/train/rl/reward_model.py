@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,38 @@ import torch
 
 from llmforge.config.load import load_recipe
 from llmforge.config.schema import Recipe
+from llmforge.data.example import IGNORE, Encoded, EncodedSet
 from llmforge.errors import RecipeError
 from llmforge.model.adapters import ADAPTER, add_lora, attach_adapter
 from llmforge.model.loading import LoadedModel, load_model
 from llmforge.model.sources import resolve_model
 from llmforge.model.value_head import FILE, ValueHead, has_value_head, load_value_head, new_value_head
 from llmforge.runs import read_manifest
-from llmforge.train.rl.roles import BASE, CRITIC, REWARD, Role, copy_adapter
+from llmforge.train.rl.roles import BASE, CRITIC, REWARD, Role, Roles, copy_adapter
+from llmforge.train.rl.samples import Sample
+from llmforge.train.steps import Line, StepPlan, StepShape
+
+ROWS_TOGETHER = 16  # rows of a padded pass
+
+
+class ModelReward:
+    """Scores replies by the reward role: the value at the last token of prompt and reply."""
+
+    def __init__(self, roles: Roles, line: Line | None, pad_id: int):
+        self.roles, self.line, self.pad_id = roles, line, pad_id
+
+    @torch.no_grad()
+    def __call__(self, samples: Sequence[Sample]) -> list[float]:
+        ids = [[*sample.prompt_ids, *sample.reply_ids] for sample in samples]
+        rows = EncodedSet.of([Encoded(row, [IGNORE] * (len(row) - 1) + row[-1:]) for row in ids])
+        shape = StepShape(ROWS_TOGETHER, 1)
+        plan = StepPlan(rows, shape, seed=0, pad_id=self.pad_id, line=self.line, shuffle=False, shift=0)
+        scores = torch.zeros(len(rows))
+        for step in range(plan.num_steps):
+            for batch in plan[0, step]:
+                values = self.roles.values(REWARD, batch).float().cpu()
+                scores[torch.from_numpy(batch.rows[batch.row])] = values
+        return scores.tolist()
 
 
 def is_url(reward_model: str | None) -> bool:

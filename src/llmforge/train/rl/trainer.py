@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import gather_object
@@ -28,10 +28,12 @@ from llmforge.train.rl.roles import ACTOR, CRITIC, REFERENCE, Roles, adapter_wei
 from llmforge.train.rl.rollout import Roller, seed_of
 from llmforge.train.rl.samples import Sample
 from llmforge.train.rl.saving import load_models, load_progress, save_models, save_progress
-from llmforge.train.rl.stage import RolloutStage
 from llmforge.train.rl.state import PATIENCE, RolloutState
 from llmforge.train.steps import StepPlan, StepShape, filler
 from llmforge.train.trainer import ForgeTrainer
+
+if TYPE_CHECKING:
+    from llmforge.train.rl.stage import RolloutStage
 
 SAMPLES_FILE = "rollouts.jsonl"
 
@@ -49,7 +51,7 @@ class RolloutTrainer(ForgeTrainer):
     stage: RolloutStage
 
     def __init__(self, *, data: DataSets, roller: Roller, rewards: Rewards, **options: Any):
-        super().__init__(**options)
+        super().__init__(eval_sets=data.evals, **options)
         self.roles: Roles = self.forge_model
         self.data, self.roller, self.rewards = data, roller, rewards
         self.held_out = HeldOut(data.evals, data.eval_examples, self.args.seed)
@@ -81,7 +83,7 @@ class RolloutTrainer(ForgeTrainer):
         loss = super().training_step(model, self.batches, num_items_in_batch)
         self.ratio_max = max(self.ratio_max, *self.gather([self.stage.ratio_max]))
         for name, value in self.progress.numbers.items():
-            self.meter.metrics[name] = self.meter.metrics.get(name, 0.0) + value
+            self.meter.metrics.setdefault(name, []).append(value)
         return loss
 
     def lay(self, rows: EncodedSet, chosen: list[int]) -> list[Batch]:
@@ -234,8 +236,8 @@ class RolloutTrainer(ForgeTrainer):
         kl, limit = self.progress.numbers.get("kl_per_token"), self.stage.rl.ppo_max_kl
         if kl is not None and limit is not None and kl > limit:
             self.alarm(
-                "kl", f"step {step}: KL to the reference is {kl:.3g} nats a token, above ppo_max_kl {limit:g}; training "
-                "stops after this step. Raise ppo_kl_coef or lower learning_rate",
+                "kl", f"step {step}: KL to the reference is {kl:.3g} nats a token, above ppo_max_kl {limit:g}; "
+                "training stops after this step. Raise the KL coefficient or lower learning_rate",
             )  # fmt: skip
             self.control.should_training_stop = True
 
