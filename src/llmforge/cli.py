@@ -45,6 +45,12 @@ COMMANDS: dict[str, Command] = {
         "llmforge.export.command:main", "Merge adapters into a model folder.", "forge-cli export runs/classify"
     ),
     "api": Command("llmforge.serve.command:main", "Serve the OpenAI API.", "forge-cli api runs/classify port=8000"),
+    "gateway": Command(
+        "llmforge.gateway.command:main",
+        "Several workers behind one address.",
+        "forge-cli gateway recipes/gateway.yaml",
+        reads_recipe=False,
+    ),
     "recipe": Command(
         "llmforge.recipe_command:main",
         "Check, show, explain, begin recipes.",
