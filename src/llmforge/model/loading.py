@@ -15,9 +15,8 @@ from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_availa
 
 from llmforge.config.names import FINETUNING_TYPES
 from llmforge.config.schema import ModelConfig, Recipe
-from llmforge.data.templates.find import get_template
 from llmforge.data.templates.template import Template
-from llmforge.data.tokenizer import Tokenizer, load_tokenizer
+from llmforge.data.tokenizer import Tokenizer
 from llmforge.errors import RecipeError, require
 from llmforge.model.adapter_files import check_adapter
 from llmforge.model.adapters import attach_adapters
@@ -25,7 +24,8 @@ from llmforge.model.device import base_dtype, pick_device
 from llmforge.model.hub import adapter_folder
 from llmforge.model.remote_code import allow_remote_code
 from llmforge.model.sources import resolve_model, say
-from llmforge.model.vocabulary import grow_embeddings, tokenizer_folder
+from llmforge.model.text import load_text
+from llmforge.model.vocabulary import grow_embeddings
 from llmforge.model.weights import check_weights
 
 ATTENTION = {"auto": None, "disabled": "eager", "eager": "eager", "sdpa": "sdpa"}
@@ -76,20 +76,6 @@ def load_model(recipe: Recipe, *, for_training: bool) -> LoadedModel:
         say(f"{grown} new tokens: {' and '.join(finetune.additional_target)} learn too and are saved with the adapter")
     model = FINETUNING_TYPES.get(finetune.finetuning_type)(model, finetune, [str(path) for path in adapters])
     return LoadedModel(model.train(), tokenizer, template, folder)
-
-
-def load_text(recipe: Recipe, folder: Path) -> tuple[Tokenizer, Template]:
-    """Tokenizer and chat template for the base in `folder`, added tokens included. No weights are read."""
-    tokenizer = load_tokenizer(tokenizer_folder(recipe.model, folder))
-    data = recipe.data
-    template = get_template(
-        data.template,
-        tokenizer,
-        default_system=data.default_system,
-        enable_thinking=data.enable_thinking,
-        tool_format=data.tool_format,
-    )
-    return tokenizer, template
 
 
 def load_base(recipe: Recipe, folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
