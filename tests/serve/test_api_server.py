@@ -228,7 +228,7 @@ def test_sigterm_lets_a_running_stream_end_and_exits_0(run_dir):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        address = process.stdout.readline().split(" on ")[1].split(" ")[0]
+        address = next(line for line in process.stdout if line.startswith("Serving ")).split(" on ")[1].split(" ")[0]
         client = openai.OpenAI(base_url=address, api_key="none", max_retries=8)
         stream = client.chat.completions.create(
             model="tuned",
