@@ -39,6 +39,10 @@ class Checked:
     def notes(self) -> tuple[str, ...]:
         return self.recipe.notes
 
+    @property
+    def files(self) -> list[str]:
+        return list(dict.fromkeys(origin.file for origin in self.recipe.origins.values() if origin.file))
+
     def wrong(self, key: str, message: str) -> None:
         """A problem at the line where `key` was given."""
         self.problems.append(Problem(self.recipe.origins.get(key), message))

@@ -53,7 +53,6 @@ def show(words: list[str]) -> int:
 def check(words: list[str]) -> int:
     rest = [word for word in words if word != "--json"]
     result = CHECKS[recipe_kind(rest)](rest)
-    files = list(dict.fromkeys(origin.file for origin in result.recipe.origins.values() if origin.file))
     if "--json" in words:
         problems = [f"{p.origin.text}: {p.message}" if p.origin else p.message for p in result.problems]
         seen = {
@@ -73,7 +72,7 @@ def check(words: list[str]) -> int:
         for line in lines:
             print(f"{mark}: {line}")
     if result.problems:
-        raise refuse(files, result.problems)
+        raise refuse(result.files, result.problems)
     print("the recipe can run")
     return 0
 
@@ -89,6 +88,12 @@ def _check_dataset(words: list[str]) -> Any:
     from llmforge.datagen.check import check_dataset
 
     return check_dataset(words)
+
+
+def _check_links(words: list[str]) -> Any:
+    from llmforge.chain.command import check as check_links
+
+    return check_links(words)
 
 
 def explain_key(words: list[str]) -> int:
@@ -127,7 +132,12 @@ def _notes(notes: tuple[str, ...]) -> None:
         print(f"note: {note}", file=sys.stderr)
 
 
-CHECKS: dict[str, Callable[[list[str]], Any]] = {"run": _check_run, "dataset": _check_dataset}
+CHECKS: dict[str, Callable[[list[str]], Any]] = {
+    "run": _check_run,
+    "dataset": _check_dataset,
+    "chain": _check_links,
+    "sweep": _check_links,
+}
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "show": show,
     "check": check,

@@ -6,13 +6,19 @@ import os
 import sys
 from collections.abc import Sequence
 
+from llmforge.chain.command import run_chain, run_sweep
 from llmforge.check import refuse_names
+from llmforge.config.kind import recipe_kind
 from llmforge.config.load import load_recipe
 from llmforge.errors import RecipeError
 
+SEVERAL = {"chain": run_chain, "sweep": run_sweep}  # kinds of recipes that make several runs
+
 
 def main(words: Sequence[str]) -> int:
-    """Train as the words say; returns the exit code."""
+    """Train as the words say, once or link by link; returns the exit code."""
+    if (kind := recipe_kind(words)) in SEVERAL:
+        return SEVERAL[kind](words)
     recipe = load_recipe(words, "train")
     if recipe.train.do_predict and not recipe.train.do_train:  # LLaMA-Factory's predict recipes are given to train
         from llmforge.eval.command import main as predict_only

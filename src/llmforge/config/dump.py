@@ -63,6 +63,12 @@ def dump_recipe(recipe: Recipe) -> str:
     return _render(_with_absolute_paths(recipe_values(recipe)), {})
 
 
+def dump_given(recipe: Recipe) -> str:
+    """The keys that were given as YAML, with their values as they were understood; defaults and secrets left out."""
+    values = {name: value for name, value in recipe_values(recipe).items() if name in recipe.origins}
+    return _render(_with_absolute_paths(values), {})
+
+
 def show_recipe(recipe: Recipe) -> str:
     """The resolved recipe with the origin of every value as a comment."""
     values = recipe_values(recipe)

@@ -74,6 +74,8 @@ def read_text(path: Path) -> str:
 def parse_recipe(text: str, file: str, groups: Sequence[str] = ()) -> tuple[list[Given], list[Problem]]:
     """The keys of a recipe in their order, those of nested `groups` as "group.key", and what is wrong with the text.
 
+    With "group.*" among the groups its members are groups too: "group.member" (null) and then "group.member.key".
+
     Raises:
         YamlProblem: the text is no YAML mapping at all.
     """
@@ -96,8 +98,10 @@ def parse_recipe(text: str, file: str, groups: Sequence[str] = ()) -> tuple[list
             problems.append(Problem(origin, f"{key}: given twice, first in line {given[key].origin.line}"))
             continue
         if key in groups and isinstance(value_node, yaml.MappingNode):
-            for inner_key, inner_value in builder.pairs(value_node):
-                name = f"{key}.{inner_key.value}"
+            inner = [(key_node, value, f"{key}.{key_node.value}") for key_node, value in builder.pairs(value_node)]
+            if f"{key}.*" in groups:  # its members are groups too
+                inner = [part for member in inner for part in _members(builder, *member)]
+            for inner_key, inner_value, name in inner:
                 if name in given:
                     message = f"{name}: given twice, first in line {given[name].origin.line}"
                     problems.append(Problem(at_line(file, _line(inner_key)), message))
@@ -106,6 +110,18 @@ def parse_recipe(text: str, file: str, groups: Sequence[str] = ()) -> tuple[list
             continue
         given[key] = builder.given(key, value_node, origin)
     return list(given.values()), problems + [Problem(at_line(file, line), m) for line, m in builder.duplicates]
+
+
+def _members(
+    builder: _Builder, key: yaml.Node, value: yaml.Node, name: str
+) -> Iterator[tuple[yaml.Node, yaml.Node, str]]:
+    """A member of a group and then its keys, each with its name and line."""
+    if not isinstance(value, yaml.MappingNode):
+        yield key, value, name
+        return
+    yield key, yaml.ScalarNode(NULL, ""), name
+    for inner_key, inner_value in builder.pairs(value):
+        yield inner_key, inner_value, f"{name}.{inner_key.value}"
 
 
 def parse_value(text: str) -> Any:

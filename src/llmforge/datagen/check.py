@@ -36,6 +36,10 @@ class Checked:
     not_checked: list[str] = field(default_factory=list)
     notes: tuple[str, ...] = ()
 
+    @property
+    def files(self) -> list[str]:
+        return list(dict.fromkeys(origin.file for origin in self.recipe.origins.values() if origin.file))
+
     def look(self, at: Callable[[DatasetRecipe, Checked], None]) -> None:
         """Look at one part; what it raises is a problem, at the line of the key that its message begins with."""
         try:
