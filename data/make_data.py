@@ -22,6 +22,7 @@ HERE = Path(__file__).parent
 SEED = 20240501
 TRAIN_ROWS, TEST_ROWS = 1000, 200
 EXTRACT_TRAIN_ROWS, EXTRACT_TEST_ROWS = 400, 100
+REQUEST_TEST_ROWS = 64
 
 
 def words(name: str) -> dict[str, Any]:
@@ -214,6 +215,19 @@ class Hotline:
         return [fill(self.rng, self.rng.choice(w["corpus"]), w["slots"]) for w in self.languages(count)]
 
 
+def json_requests() -> list[dict[str, str]]:
+    """All requests for a JSON object, in a drawn order, none twice; they have no answers, since many would do."""
+    w = words("requests")
+    rows = [
+        {"instruction": ask.format(keys=keys, thing=thing)}
+        for ask in w["asks"]
+        for keys in w["keys"]
+        for thing in w["things"]
+    ]
+    random.Random(f"{SEED} json requests").shuffle(rows)
+    return rows
+
+
 def files() -> dict[str, bytes]:
     """Every file this script makes, by name."""
     made: dict[str, bytes] = {}
@@ -237,6 +251,9 @@ def files() -> dict[str, bytes]:
     jsonl("hotline_tools.jsonl", Hotline("tools").tool_calls(120))
     jsonl("reply_preference.jsonl", Hotline("preference").preferences(120))
     jsonl("reply_kto.jsonl", Hotline("kto").kto(120))
+    requests = json_requests()
+    jsonl("json_request_train.jsonl", requests[: -REQUEST_TEST_ROWS])
+    jsonl("json_request_test.jsonl", requests[-REQUEST_TEST_ROWS:])
     made["handbook_corpus.txt"] = "".join(line + "\n" for line in Hotline("corpus").corpus(120)).encode()
     return made
 
