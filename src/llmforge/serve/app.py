@@ -59,13 +59,7 @@ def create_app(engine: Engine, settings: Settings | None = None, **changes: Any)
 
     # FastAPI's own pages load scripts from elsewhere.
     app = FastAPI(
-        title="Forge",
-        version=__version__,
-        lifespan=lifespan,
-        docs_url=None,
-        redoc_url=None,
-        openapi_url=None,
-        root_path=settings.root_path,
+        title="Forge", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None
     )
     app.state.serving = Serving(engine, settings, line, switch, metrics, int(time.time()))
     for router in (routes.router, routes_more.router, routes_admin.router):

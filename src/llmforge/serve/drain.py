@@ -10,47 +10,32 @@ import uvicorn
 
 from llmforge.serve.serving import Serving
 
-LOOK_S = 0.5
-MOST_RESTARTS = 3  # of an engine that died, in RESTART_WINDOW_S; then the process ends, and whoever runs it starts anew
-RESTART_WINDOW_S = 600.0
+DEAD_S = 20.0  # /readyz says 503 for so long after the engine died; then the process ends, and may be started anew
 
 
 class DrainingServer(uvicorn.Server):
     """On SIGTERM it goes on answering for a while: new requests and /readyz get 503, accepted ones their replies.
 
-    uvicorn alone would close its port at once and cancel what is left without a word, later on. It also starts an
-    engine anew that has died: `engine_is_lost` says that this did not help.
+    uvicorn alone would close its port at once and cancel what is left without a word, later on. It also ends when its
+    engine has died, since only a new process can be trusted then; `engine_is_lost` says so.
 
     Args:
         drain_s: seconds accepted requests get; shorter than the config's `timeout_graceful_shutdown`.
     """
 
-    def __init__(self, config: uvicorn.Config, serving: Serving, drain_s: float):
+    def __init__(self, config: uvicorn.Config, serving: Serving, drain_s: float, dead_s: float = DEAD_S):
         super().__init__(config)
-        self.serving, self.drain_s = serving, drain_s
+        self.serving, self.drain_s, self.dead_s = serving, drain_s, dead_s
         self.engine_is_lost = False
-        self._restarts: list[float] = []
-        self._restarting: asyncio.Task[None] | None = None
+        self._died_at: float | None = None
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second."""
-        if not self.serving.engine.stats().ready and self._restarting is None:
-            self._restarting = asyncio.create_task(self._restart())
-        return await super().on_tick(counter)
-
-    async def _restart(self) -> None:
         now = time.monotonic()
-        self._restarts = [at for at in self._restarts if now - at < RESTART_WINDOW_S] + [now]
-        if len(self._restarts) > MOST_RESTARTS:
+        self._died_at = None if self.serving.engine.stats().ready else self._died_at or now
+        if self._died_at is not None and now - self._died_at > self.dead_s:
             self.engine_is_lost = self.should_exit = True
-            return
-        try:
-            await self.serving.engine.stop()
-            await self.serving.engine.start()
-        except Exception:
-            self.engine_is_lost = self.should_exit = True
-            raise
-        self._restarting = None
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Refuse new requests, end the accepted ones, stop listening, close the rest."""

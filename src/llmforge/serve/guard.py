@@ -30,6 +30,7 @@ class Guard:
     A body under the cap is read whole and handed on, so nothing behind this can be made to wait for a slow sender.
 
     Args:
+        root_path: left out of addresses that begin with it; some proxies keep it and some do not.
         hosts: names a request may be sent to; empty for any.
     """
 
@@ -54,7 +55,7 @@ class Guard:
         told: dict[str, str] = {}
         try:
             self._check_host(headers.get(b"host", b""))
-            path = scope["path"].removeprefix(self.root_path)
+            path = scope["path"] = scope["path"].removeprefix(self.root_path)
             client = self._client(scope, path, headers.get(b"authorization", b""))
             state["client"] = client
             if "record" in state:

@@ -32,10 +32,10 @@ class Waiter:
 class Line:
     """Lets requests through to the engine while it has room for their replies.
 
-    A free place goes to the client with the fewest replies under way, and among its requests, or among equals, to the
-    one that came first. So a client alone has the whole engine, and one that sends a hundred long requests holds up no
-    other: while others are active, an eighth of the places stays free for them. When the line is full, a newcomer takes
-    the place of the last request of the client with most in it.
+    A free place goes to the client with the fewest replies under way, among equals to the one served longest ago, and
+    among its requests to the first. So a client alone has the whole engine, and one that sends a hundred long requests
+    holds up no other: while others are active, an eighth of the places stays free for them. When the line is full, a
+    newcomer takes the place of the last request of the client with most in it.
 
     Args:
         max_running: replies the engine decodes together.
@@ -56,7 +56,8 @@ class Line:
         self._waiting: list[Waiter] = []
         self._running: Counter[str] = Counter()  # replies by client
         self._requests = 0
-        self._seen: dict[str, float] = {}
+        self._seen: dict[str, float] = {}  # when each client of the last minute asked, and when it was served
+        self._served: dict[str, int] = {}
         self._numbers = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
         self._mean_s = 1.0
@@ -137,14 +138,19 @@ class Line:
             if self.held():
                 self._look_again()
                 return
-            waiter = min(self._waiting, key=lambda waiter: (self._running[waiter.client], waiter.number))
+            waiter = min(self._waiting, key=self._rank)
             if not self._has_room(waiter):
                 # Whoever has fewest under way goes next; nobody slips past, or wide requests would wait for ever.
                 return
             self._waiting.remove(waiter)
             self._requests += 1
             self._running[waiter.client] += waiter.rows
+            self._served[waiter.client] = next(self._numbers)
             waiter.turn.set_result(None)
+
+    def _rank(self, waiter: Waiter) -> tuple[int, int, int]:
+        """Fewest replies under way, then longest ago served, then first come."""
+        return self._running[waiter.client], self._served.get(waiter.client, -1), waiter.number
 
     def _has_room(self, waiter: Waiter) -> bool:
         total = sum(self._running.values())
@@ -160,6 +166,7 @@ class Line:
         """Whether another client asked within the last minute."""
         now = self.clock()
         self._seen = {name: at for name, at in self._seen.items() if now - at < ACTIVE_S or self._running[name]}
+        self._served = {name: number for name, number in self._served.items() if name in self._seen}
         return any(name != client for name in self._seen)
 
     def _look_again(self) -> None:

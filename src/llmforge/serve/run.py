@@ -28,7 +28,7 @@ def serve(recipe: Recipe) -> None:
 
     Raises:
         RecipeError: the extra is missing, the port is taken, or the server would be open to others without a key.
-        RunError: the engine died, and could not be started again.
+        RunError: the engine died.
     """
     for module in ("uvicorn", "fastapi", "prometheus_client"):
         require(module, "serve", "forge-cli api")
@@ -65,7 +65,7 @@ def serve(recipe: Recipe) -> None:
     with signals_end_quietly():
         server.run(sockets=[listener])
     if server.engine_is_lost:
-        raise RunError("the engine died and could not be started again; the log above has the details")
+        raise RunError("the engine died; the log above has the details")
     print("forge-cli: the server has stopped", file=sys.stderr)
 
 

@@ -147,9 +147,10 @@ def to_sampling(body: Sampled, defaults: Sampling, can: Capabilities) -> Samplin
 
 def check_engine(sampling: Sampling, defaults: Sampling, can: Capabilities) -> None:
     """Refuse what the engine does not honour."""
-    for field in dataclasses.fields(Sampling):
-        if field.name not in can.sampling and getattr(sampling, field.name) != getattr(defaults, field.name):
-            name = NAMES.get(field.name, field.name)
+    fields = [field.name for field in dataclasses.fields(Sampling)]
+    for field in ("penalty_alpha", *fields):  # first, since `decoder` sets other fields too
+        if field not in can.sampling and getattr(sampling, field) != getattr(defaults, field):
+            name = NAMES.get(field, field)
             raise ApiError(400, f"{name} is not supported by this engine", param=name, code="unsupported_parameter")
 
 
