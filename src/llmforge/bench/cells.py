@@ -33,11 +33,12 @@ class Cell:
     rows: int  # per optimizer step
     batch: int  # per forward pass where batching is padded
     words: str = ""  # further key=value
+    epochs: int = 1  # how often the rows come; above 1 the whole training is timed
 
     @property
     def opponent_key(self) -> tuple:
         """Equal for cells that do the same work, however they do it."""
-        return (self.workload, self.model, self.method, self.length, self.rows)
+        return (self.workload, self.model, self.method, self.length, self.rows, self.epochs)
 
     def as_dict(self) -> dict[str, str | int]:
         return asdict(self)

@@ -90,6 +90,9 @@ def train_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rows", type=int, default=32, help="rows of an optimizer step (default 32)")
     parser.add_argument("--batch", type=int, default=4, help="rows of a padded forward pass (default 4)")
     parser.add_argument("--steps", type=int, default=2, help="timed steps, after a first one (default 2)")
+    parser.add_argument(
+        "--epochs", type=int, default=1, help="times the rows come; above 1 all steps are timed, with their preparation"
+    )
     parser.add_argument("--rounds", type=int, default=1, help="runs of each cell; 0: only show the ledger (default 1)")
     parser.add_argument("--workload", help=f"made rows: {' or '.join(WORKLOADS)} (default classify)")
     parser.add_argument("--data", help="rows of this alpaca file instead; --workload then is only their name")
@@ -119,10 +122,14 @@ def _check(given: argparse.Namespace) -> None:
                 )
     if not all(length.isdecimal() and int(length) > 0 for length in given.lengths.split(",")):
         raise RecipeError(f"--lengths: got {given.lengths!r}, expected numbers of tokens, as 512,1024")
-    for option, least in (("rows", 1), ("batch", 1), ("steps", 1), ("rounds", 0)):
+    for option, least in (("rows", 1), ("batch", 1), ("steps", 1), ("epochs", 1), ("rounds", 0)):
         if getattr(given, option) < least:
             raise RecipeError(f"--{option}: got {getattr(given, option)}, expected at least {least}")
     accumulation(given.rows, given.batch)
+    if (given.steps + 1) % given.epochs:
+        raise RecipeError(
+            f"--epochs: {given.epochs} do not divide the {given.steps + 1} steps of --steps and the first"
+        )
     if not given.data and given.workload and given.workload not in WORKLOADS:
         raise RecipeError(
             f"--workload: {given.workload!r} is not made here.{nearest(given.workload, WORKLOADS)} "
@@ -175,7 +182,7 @@ class _TrainBench:
 
     def _data(self, length: int) -> DataFolder:
         given = self.given
-        num_rows = given.rows * self.num_steps
+        num_rows = given.rows * self.num_steps // given.epochs
         return write_data(
             self.folder / f"data{length}", self.workload, num_rows, length, Path(given.data) if given.data else None
         )
@@ -189,7 +196,9 @@ class _TrainBench:
             for method in given.methods.split(","):
                 sides = []
                 for batching in given.batching.split(","):
-                    cell = Cell(self.workload, "", method, length, FORGE, batching, given.rows, given.batch, named)
+                    cell = Cell(
+                        self.workload, "", method, length, FORGE, batching, given.rows, given.batch, named, given.epochs
+                    )
                     command = forge_command(cell, given.words, data, self.folder / "run", self.num_steps)
                     self.recipe = load_recipe(command[4:], "train")
                     sides.append(replace(cell, model=Path(str(self.recipe.model.model_name_or_path)).name))

@@ -32,6 +32,9 @@ def machine() -> str:
 def record(cell: Cell, seen: Measured, digest: str, round_number: int, results: dict[str, Any]) -> dict[str, Any]:
     """One ledger line. Rates are over the steps after the first; the first one counts as start-up.
 
+    Where rows come several times, they are over all steps, from the moment the training said that it begins: what is
+    computed once for later epochs then counts.
+
     Args:
         results: train_results.json of a Forge run, for its tokens and the peaks of its cards; empty otherwise.
     """
@@ -50,7 +53,9 @@ def record(cell: Cell, seen: Measured, digest: str, round_number: int, results: 
     if seen.outcome != "ok":
         return line
     walls, cpus = [mark.wall_s for mark in seen.steps], [mark.cpu_s for mark in seen.steps]
-    timed, timed_cpu = walls[-1] - walls[0], cpus[-1] - cpus[0]
+    begin = seen.ready if cell.epochs > 1 else seen.steps[0]
+    counted = len(walls) - (cell.epochs == 1)
+    timed, timed_cpu = (walls[-1] - begin.wall_s, cpus[-1] - begin.cpu_s) if begin else (0.0, 0.0)
     line |= {
         "first_step_wall_s": walls[0], "first_step_cpu_s": cpus[0], "wall_s": seen.end.wall_s, "cpu_s": seen.end.cpu_s,
         "step_s": [round(b - a, 3) for a, b in pairwise(walls)],
@@ -58,12 +63,12 @@ def record(cell: Cell, seen: Measured, digest: str, round_number: int, results: 
     if seen.ready:
         line |= {"ready_wall_s": seen.ready.wall_s, "ready_cpu_s": seen.ready.cpu_s}
     if timed > 0:
-        line["samples_per_s"] = cell.rows * (len(walls) - 1) / timed
+        line["samples_per_s"] = cell.rows * counted / timed
     if timed_cpu > 0:
-        line["samples_per_cpu_s"] = cell.rows * (len(walls) - 1) / timed_cpu
-    for key, counted in (("tokens", "tokens"), ("supervised", "supervised_tokens"), ("computed", "computed_tokens")):
-        if counted in results:
-            line[f"{key}_per_row"] = results[counted] / (cell.rows * len(walls))
+        line["samples_per_cpu_s"] = cell.rows * counted / timed_cpu
+    for key, name in (("tokens", "tokens"), ("supervised", "supervised_tokens"), ("computed", "computed_tokens")):
+        if name in results:
+            line[f"{key}_per_row"] = results[name] / (cell.rows * len(walls))
     return line
 
 
@@ -89,11 +94,15 @@ def read(path: Path) -> list[dict[str, Any]]:
     for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             line = json.loads(text)
-            Cell(**{field.name: line[field.name] for field in fields(Cell)})
+            _cell(line)
         except (ValueError, KeyError, TypeError) as error:
             raise RecipeError(f"--ledger: {path}, line {number} is no run of a benchmark ({error!r})") from None
         lines.append(line)
     return lines
+
+
+def _cell(line: dict[str, Any]) -> Cell:
+    return Cell(**{"epochs": 1} | {field.name: line[field.name] for field in fields(Cell) if field.name in line})
 
 
 @dataclass(frozen=True)
@@ -128,7 +137,7 @@ def rows_of(lines: Iterable[dict[str, Any]]) -> list[Row]:
     """Group the runs of a ledger; rows come in the order of their first run."""
     groups: dict[tuple, Row] = {}
     for line in lines:
-        cell = Cell(**{field.name: line[field.name] for field in fields(Cell)})
+        cell = _cell(line)
         key = (cell, line["machine"], line["data"])
         groups.setdefault(key, Row(cell, line["machine"], line["data"], [])).runs.append(line)
     return list(groups.values())

@@ -32,8 +32,9 @@ def text_table(rows: Sequence[Row]) -> str:
 def _columns(row: Row, rows: Sequence[Row]) -> tuple[str, ...]:
     cell = row.cell
     trainer = FORGE + (f" {cell.words}" if cell.words else "") if cell.side == FORGE else cell.side
+    per_step = str(cell.rows) + (f", {cell.epochs} epochs" if cell.epochs > 1 else "")
     named = (
-        cell.workload, cell.model, cell.method, str(cell.length), str(cell.rows), trainer, cell.batching,
+        cell.workload, cell.model, cell.method, str(cell.length), per_step, trainer, cell.batching,
     )  # fmt: skip
     counted = f"{len(row.good)}" + (f" of {len(row.runs)}" if len(row.good) < len(row.runs) else "")
     if row.outcome != "ok":

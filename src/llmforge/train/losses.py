@@ -85,6 +85,9 @@ class Stage:
         """A loop of the stage's own, made from what all trainers take; None for the ordinary one."""
         return None
 
+    def begin(self, start: Start) -> None:
+        """What is computed from the rows before the first step, after their number was said."""
+
     def begin_step(self, model: nn.Module, batches: Sequence[Batch], add_up: Callable[..., list[float]]) -> None:
         """Look at all batches of this rank before the first loss of a step; `add_up` sums numbers over the ranks."""
 

@@ -68,7 +68,7 @@ class Reference:
         """
         asked = self.recipe.finetune.precompute_ref_log_probs
         possible = not is_deepspeed_zero3_enabled()
-        again = self.recipe.train.max_steps < 0 and self.recipe.train.num_train_epochs > 1
+        again = self.rows_come_again(len(start.data.train), start.num_ranks)
         off = not self.named and self.adapter_off_is_start(start.loaded.model)
         if not possible and (asked or not off):
             raise RecipeError(
@@ -89,6 +89,13 @@ class Reference:
         start.say(f"reference: asked once for all rows before training, kept in {path.name}")
         for name, rows in sets.items():
             rows.reference = MemberNumbers(member_offsets(rows), kept[name])
+
+    def rows_come_again(self, num_rows: int, num_ranks: int) -> bool:
+        train = self.recipe.train
+        if train.max_steps <= 0:
+            return train.num_train_epochs > 1
+        rows_per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps * num_ranks
+        return train.max_steps * rows_per_step > num_rows
 
     def adapter_off_is_start(self, model: Any) -> bool:
         """Whether the model without its adapter is the model before the first step."""

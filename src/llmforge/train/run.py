@@ -28,6 +28,7 @@ from llmforge.errors import ForgeError, RecipeError
 from llmforge.model.eva import init_eva
 from llmforge.model.loading import LoadedModel, load_model
 from llmforge.model.sources import resolve_model
+from llmforge.model.text import load_text
 from llmforge.runs import RunDir, atomic_write, read_manifest
 from llmforge.train.arguments import training_arguments
 from llmforge.train.batching import Batching, choose_batching
@@ -169,6 +170,7 @@ class _OneRun:
         stage.prepare(start)
         trainer = self._trainer(args, stage, start)
         self._sizes(trainer, data)
+        stage.begin(start)
         report.state(state="running", phase="train")
         self.stop.deferred = True  # from here on a signal waits for the step; when all steps are done, for the result
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -40,7 +40,7 @@ class DpoStage(Stage):
         self.looks_ahead = self.kind == "kto_pair"
         self.kl = (0.0, 0.0)  # kto_pair: of the chosen and of the rejected replies of the step
 
-    def prepare(self, start: Start) -> None:
+    def begin(self, start: Start) -> None:
         if self.reference is not None:
             self.reference.prepare(start)
 

@@ -48,7 +48,7 @@ class KtoStage(Stage):
                 "replies alone use stage: sft"
             )
 
-    def prepare(self, start: Start) -> None:
+    def begin(self, start: Start) -> None:
         self.reference.prepare(start)
 
     def begin_step(self, model: nn.Module, batches: Sequence[Batch], add_up: Callable[..., list[float]]) -> None:
