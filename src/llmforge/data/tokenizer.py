@@ -104,6 +104,17 @@ class Tokenizer:
             found.append(ids if controls.isdisjoint(ids) else self._without_controls(text, ids, after))
         return found
 
+    def whole_ids(self, text: str, limit: int | None = None) -> list[int]:
+        """Ids of a text that is read by itself, with what the folder's own post-processor puts around it ([CLS], [SEP]).
+
+        `limit` cuts the text, not what is put around it.
+        """
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        if limit is not None:
+            encoding.truncate(max(0, limit - self._backend.num_special_tokens_to_add(False)))
+        ids: list[int] = self._backend.post_process(encoding).ids
+        return ids
+
     def _backend_after(self, after: Before) -> Backend:
         return self._backend if after == "nothing" or (after == "control" and self._prefix == "always") else self._bare
 

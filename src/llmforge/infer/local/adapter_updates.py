@@ -39,6 +39,7 @@ MORE = (
     "use_qalora",
     "velora_config",
 )
+LINEARS = ("Linear", "Conv1D", "Linear4bit", "Linear8bitLt")  # the last two are bitsandbytes'
 TOKEN_WISE = ("Linear", "Conv1D", "Embedding", "Norm")  # how the names of such layers' classes end or begin
 TOLERANCE = 1e-3  # of the largest logit; a part left out shows in the first digits
 INNER = "served"  # the adapter's name inside the copy that PEFT works on
@@ -86,13 +87,18 @@ class OwnLayer:
         y.copy_(self.layer(x))
 
 
+class NotShareable(RecipeError):
+    """The adapter fits the base, but others cannot stand beside it; it can be served alone."""
+
+
 def read_updates(model: Any, folder: Path) -> dict[str, Update]:
     """The adapter's update for each layer it changes, by the layer's name in the transformers model.
 
     The model itself stays as it is, so this may run beside a forward pass.
 
     Raises:
-        RecipeError: a method that cannot share a pass with others, or an adapter that does not fit.
+        NotShareable: a method that cannot share a pass with others.
+        RecipeError: an adapter that does not fit, or that the local engine cannot run at all.
     """
     settings = read_adapter_config(folder)
     check_shareable(settings, folder)
@@ -104,22 +110,23 @@ def check_shareable(settings: dict[str, Any], folder: Path) -> None:
     """Refuse adapters that change more than what a layer does to one token.
 
     Raises:
-        RecipeError: names the method.
+        NotShareable: names the method.
+        RecipeError: the same, of methods that put tokens of their own before the prompt.
     """
     kind = str(settings.get("peft_type"))
     if kind in ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE"):
         raise RecipeError(f"adapters: {folder} is of type {kind}, whose own tokens the local engine cannot run")
     if kind in ("ADAPTION_PROMPT", "XLORA", "POLY") or settings.get("alora_invocation_tokens"):
         method = "activated LoRA" if settings.get("alora_invocation_tokens") else kind
-        raise RecipeError(f"adapters: {folder} is of type {method}, which cannot share a pass with other adapters")
+        raise NotShareable(f"adapters: {folder} is of type {method}, which cannot share a pass with other adapters")
     if str(settings.get("init_lora_weights", "")).startswith(("pissa", "olora", "loftq", "corda", "lora_ga")):
-        raise RecipeError(
+        raise NotShareable(
             f"adapters: {folder} changes the base's weights ({settings['init_lora_weights']}), which others share; "
             "serve it alone, or train with pissa_convert"
         )
 
 
-def _read_lora(base: nn.Module, folder: Path, settings: dict[str, Any]) -> dict[str, Update]:
+def _read_lora(base: Any, folder: Path, settings: dict[str, Any]) -> dict[str, Update]:
     """Plain LoRA and DoRA, or nothing when the adapter is more than that."""
     file = folder / WEIGHTS
     if settings.get("peft_type") != "LORA" or settings.get("bias", "none") != "none" or not file.is_file():
@@ -130,27 +137,30 @@ def _read_lora(base: nn.Module, folder: Path, settings: dict[str, Any]) -> dict[
     updates: dict[str, Update] = {}
     for name, tensors in parts.items():
         layer: Any = _submodule(base, name)
-        if type(layer).__name__ not in ("Linear", "Conv1D") or not {"lora_A", "lora_B"} <= tensors.keys():
+        if type(layer).__name__ not in LINEARS or not {"lora_A", "lora_B"} <= tensors.keys():
             return {}
         a, b = tensors["lora_A"], tensors["lora_B"]
         if type(layer) is not nn.Linear and "lora_magnitude_vector" in tensors:
             return {}
-        weight = layer.weight
-        if not weight.is_floating_point() or sorted((b.shape[0], a.shape[1])) != sorted(weight.shape):
+        if type(layer).__name__ == "Conv1D":
+            sizes = layer.weight.shape[::-1]
+        else:
+            sizes = (layer.out_features, layer.in_features)
+        if (b.shape[0], a.shape[1]) != sizes:
             return {}
         scale = _scale(settings, name, a.shape[0])
         if (magnitude := tensors.get("lora_magnitude_vector")) is not None:
-            updates[name] = Directed(a, b, scale, magnitude, weight, layer.bias)
+            updates[name] = Directed(a, b, scale, magnitude, layer.weight, layer.bias)
         else:
             updates[name] = LowRank(a, b, scale)
     return updates
 
 
-def _lora_tensors(base: nn.Module, file: Path) -> dict[str, dict[str, Tensor]]:
+def _lora_tensors(base: Any, file: Path) -> dict[str, dict[str, Tensor]]:
     """The file's matrices by layer and kind, in the base's precision; nothing when it holds something else."""
     from safetensors.torch import load_file
 
-    like = next(base.parameters())
+    like = base.get_input_embeddings().weight
     parts: dict[str, dict[str, Tensor]] = {}
     for key, tensor in load_file(file).items():
         match = KEY.match(key)
@@ -185,8 +195,9 @@ def _read_own_layers(base: nn.Module, folder: Path) -> dict[str, Update]:
     for name, layer in _changed(base, base_of(whole)):
         kind = type(base.get_submodule(name)).__name__
         if not kind.startswith(TOKEN_WISE) and not kind.endswith(TOKEN_WISE):
-            raise RecipeError(
-                f"adapters: {folder} changes {name} ({kind}), which is no layer of single tokens; merge it by export"
+            raise NotShareable(
+                f"adapters: {folder} changes {name} ({kind}), which is no layer of single tokens; serve it alone, or "
+                "merge it by export"
             )
         updates[name] = OwnLayer(layer)
     _compare(_view(base), whole, updates, folder)
@@ -221,9 +232,9 @@ def _compare(view: Any, whole: Any, updates: dict[str, Update], folder: Path) ->
         ours = view(input_ids=ids, use_cache=False).logits.float()
     theirs = whole(input_ids=ids, use_cache=False).logits.float()
     if not torch.allclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE * float(theirs.abs().max())):
-        raise RecipeError(
+        raise NotShareable(
             f"adapters: {folder} does more than change single layers, so it cannot share a pass with other adapters; "
-            "merge it by export"
+            "serve it alone, or merge it by export"
         )
 
 

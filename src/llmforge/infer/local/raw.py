@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from llmforge.errors import RecipeError
-from llmforge.infer.protocol import Conversation, RequestError
+from llmforge.infer.protocol import Conversation, RequestError, TokenIds
 
 if TYPE_CHECKING:
     from llmforge.data.templates.template import Template
@@ -31,6 +31,22 @@ def conversation_ids(template: Template, tokenizer: Tokenizer, prompt: Conversat
     except RecipeError as error:
         raise RequestError(str(error), param="messages", code="invalid_messages") from None
     return list(encoded.input_ids)
+
+
+def judged_ids(template: Template, tokenizer: Tokenizer, prompt: Conversation | TokenIds) -> list[int]:
+    """Ids of a whole conversation with its last reply, as a reward model learned to read it.
+
+    Raises:
+        RequestError: there is no reply at its end, or the messages do not fit the template.
+    """
+    if isinstance(prompt, TokenIds):
+        return list(prompt.ids)
+    if not prompt.messages or prompt.messages[-1].role != "assistant":
+        raise RequestError("messages: the last one must be the assistant's, whose reply is scored", param="messages")
+    try:
+        return list(template.encode(tokenizer, prompt.messages, prompt.tools).input_ids)
+    except RecipeError as error:
+        raise RequestError(str(error), param="messages", code="invalid_messages") from None
 
 
 @lru_cache(maxsize=8)
