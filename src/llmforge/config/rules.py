@@ -37,6 +37,7 @@ class CrossRule:
 
 
 MIX_COUNTS = ("mix_weights", "mix_counts", "mix_caps", "mix_rows", "domain_ratio")
+RL = ("ppo", "grpo")
 LORA_ONLY = ("use_dora", "use_rslora", "pissa_init", "loraplus_lr_ratio")
 COMMANDS_WITH_MODEL = ("train", "predict", "chat", "api", "export")
 
@@ -236,6 +237,35 @@ RULES: tuple[CrossRule, ...] = (
               "pure_bf16: fp16: true asks for another precision", "keep one of them", commands=("train",)),
     CrossRule("two-precisions", ("bf16", "fp16"), lambda v: v.bf16 and v.fp16,
               "bf16: fp16 is true too", "keep one of them", commands=("train",)),
+    # Replies that the policy draws itself.
+    CrossRule("rl-lora", ("finetuning_type", "stage"), lambda v: v.stage in RL and v.finetuning_type != "lora",
+              "finetuning_type: stage {stage} keeps its roles as LoRA adapters on one base, not {finetuning_type}",
+              "write finetuning_type: lora", commands=("train",)),
+    CrossRule("rl-reward", ("reward_model", "reward_funcs", "stage"),
+              lambda v: v.stage in RL and not v.reward_model and not v.reward_funcs,
+              "reward_model: stage {stage} has nothing that rewards a reply",
+              "name a run of stage rm in reward_model, or a function in reward_funcs", commands=("train",)),
+    CrossRule("rl-pattern", ("reward_pattern", "reward_funcs"),
+              lambda v: v.stage in RL and "regex" in (v.reward_funcs or ()) and v.reward_pattern is None,
+              "reward_pattern: missing, and the reward function regex looks for it", "write the expression",
+              commands=("train",)),
+    CrossRule("rl-sharded", ("deepspeed", "fsdp", "stage"), lambda v: v.stage in RL and (v.deepspeed or v.fsdp),
+              "deepspeed: stage {stage} draws replies from weights that are whole on every rank; ZeRO and FSDP are not "
+              "for it", "leave deepspeed and fsdp out; several ranks share the work all the same", commands=("train",)),
+    CrossRule("rl-not-here", ("loraplus_lr_ratio", "neftune_noise_alpha", "label_smoothing_factor", "stage"),
+              lambda v: v.stage in RL and (v.loraplus_lr_ratio or v.neftune_noise_alpha or v.label_smoothing_factor),
+              "loraplus_lr_ratio, neftune_noise_alpha, label_smoothing_factor: not for stage {stage}",
+              "leave them out", commands=("train",)),
+    CrossRule("rl-no-dropout", ("lora_dropout", "stage"), lambda v: v.stage in RL and v.lora_dropout,
+              "lora_dropout: stage {stage} compares probabilities of the same network and drops nothing",
+              "leave it out", commands=("train",), note=True),
+    CrossRule("rl-sampling", ("temperature", "top_p", "top_k", "stage"),
+              lambda v: v.stage in RL and not v.run_dir and v.given & {"temperature", "top_p", "top_k"},
+              "temperature, top_p, top_k: for predict and chat; roll-outs draw from the policy itself",
+              "rollout_temperature, rollout_top_p and rollout_top_k change that", commands=("train",), note=True),
+    CrossRule("rl-scores", ("predict_with_generate", "stage"), lambda v: v.stage in RL and v.predict_with_generate,
+              "predict_with_generate: evaluation at stage {stage} draws replies anyway and logs their rewards",
+              "forge-cli predict scores them with metrics", commands=("train",), note=True),
     # Devices and generation.
     CrossRule("fsdp-and-deepspeed", ("fsdp", "deepspeed"), lambda v: v.fsdp and v.deepspeed,
               "fsdp: deepspeed shards the model already", "keep one of them", commands=("train",)),

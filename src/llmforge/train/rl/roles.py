@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -139,10 +140,20 @@ class Roles(nn.Module):
         role = self.table.get(CRITIC)
         return role is not None and role.model is self.policy and _belongs(name, role.adapter)
 
-    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        """Recompute activations in the backward pass, each layer with the adapter it ran with."""
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """Recompute activations in the backward pass, each layer with the adapter it ran with.
+
+        Actor and critic run one after the other before the backward pass, in which the other one would be active.
+        `options` are those of transformers' own method.
+        """
         for model in self.models():
-            recompute_in_role(model, self, activation_checkpointing_kwargs or {})
+            layers = self._switches[id(model)]
+            with_adapter = {"context_fn": functools.partial(_contexts, layers), "use_reentrant": False}
+            base_of(model).activation_checkpointing_enable(
+                activation_checkpointing_kwargs={**(activation_checkpointing_kwargs or {}), **with_adapter}, **options
+            )
 
     @property
     def is_activation_checkpointing(self) -> bool:
@@ -194,19 +205,9 @@ def copy_adapter(model: Any, source: str, name: str) -> None:
     peft.set_peft_model_state_dict(model, weights, adapter_name=name)
 
 
-def recompute_in_role(model: Any, roles: Roles, options: dict[str, Any]) -> None:
-    """Turn on gradient checkpointing such that recomputation finds the adapter of the forward pass switched on.
-
-    Actor and critic run one after the other before the backward pass, in which the other one would be active.
-    """
-    layers = roles._switches[id(model)]
-
-    def contexts() -> tuple[Any, Any]:
-        return contextlib.nullcontext(), _as_now(layers)
-
-    base_of(model).gradient_checkpointing_enable(
-        gradient_checkpointing_kwargs={**options, "use_reentrant": False, "context_fn": contexts}
-    )
+def _contexts(layers: Sequence[Any]) -> tuple[Any, Any]:
+    """Contexts of a layer's forward pass and of its recomputation."""
+    return contextlib.nullcontext(), _as_now(layers)
 
 
 def _as_now(layers: Sequence[Any]) -> contextlib.AbstractContextManager:

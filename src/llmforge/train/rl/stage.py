@@ -67,6 +67,8 @@ class RolloutStage(Stage):
                 copy_adapter(policy, ADAPTER, REFERENCE)
         critic, reward = load_judges(recipe, start.loaded, self.has_critic)
         self.roles = Roles(policy, reference, critic, reward)
+        if base_of(policy).is_gradient_checkpointing:  # turned on because the longest row needs it
+            self.roles.activation_checkpointing_enable()
         self.line = start.line
         for model in self.roles.models()[1:]:  # a base of its own goes through the same batches
             take_lean_layers(model)
@@ -136,6 +138,13 @@ class RolloutStage(Stage):
         """(N,) numbers of the roll-out for the batch's entries."""
         assert self.experience is not None
         return self.experience.at(name, batch, device)
+
+    def old_logprobs(self, logprobs: Tensor, batch: Batch) -> Tensor:
+        """(N,) nats when the replies were drawn; those of now in the one step that learns from them."""
+        assert self.experience is not None
+        if "logprobs" not in self.experience.numbers:
+            return logprobs.detach()
+        return self.now("logprobs", batch, logprobs.device)
 
     @torch.no_grad()
     def clipped(self, logprobs: Tensor, old: Tensor) -> Tensor:

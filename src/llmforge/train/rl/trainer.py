@@ -139,7 +139,12 @@ class RolloutTrainer(ForgeTrainer):
         return self.lay(rows, list(range(len(rows))))
 
     def _ask_roles(self, experience: Experience) -> None:
-        """Log-probabilities and values of every action, by the trainer's own passes."""
+        """Log-probabilities and values of every action, by the trainer's own passes.
+
+        Where each reply is learned from once and nobody else is asked, the pass of the loss itself knows them.
+        """
+        if len(self.roles.table) == 1 and self.plan.updates == 1:
+            return
         total = int(experience.offsets[-1])
         numbers = experience.numbers
         names = ["logprobs", *(["ref_logprobs"] if REFERENCE in self.roles.table else [])]

@@ -47,7 +47,7 @@ class GrpoStage(RolloutStage):
         rl = self.rl
         got = model(batch, entropy=rl.ppo_entropy_coef > 0)
         device = got.logprobs.device
-        old, advantages = (self.now(name, batch, device) for name in ("logprobs", "advantages"))
+        old, advantages = self.old_logprobs(got.logprobs, batch), self.now("advantages", batch, device)
         losses = policy_losses(got.logprobs, old, advantages, rl.ppo_clip)
         row = torch.from_numpy(batch.row).to(device)
         weights = torch.ones_like(losses)
