@@ -380,6 +380,34 @@ class ServeConfig:
     served_model_name: str | None = option(
         None, "Name of the base, or of the only adapter, in /v1/models.", modes=("api",)
     )
+    embedders: dict = option(
+        {},
+        "Embedding models by name, for example {m3e: moka-ai/m3e-base} or {bge: {path: models/bge, pooling: cls}}.",
+        modes=("api",),
+    )
+    embed_pooling: str | None = option(
+        None,
+        "How the served model's own states become one vector; default: what its files say, else the last token's.",
+        choices=("mean", "last", "cls"),
+        modes=("api",),
+    )
+    replicas: int | str = option(
+        "auto",
+        "Worker processes of the local engine, which share the weights; auto tries how many are fastest.",
+        modes=("api",),
+    )
+    threads: int | str = option(
+        "auto", "Threads of each worker; auto shares all cores among the workers that are busy.", modes=("api",)
+    )
+    kv_cache_gb: float | None = option(
+        None,
+        "GB for keys and values of all workers together; null is 4, at most half of what is free.",
+        above=0,
+        modes=("api",),
+    )
+    worker_rows: int = option(
+        64, "Replies that one worker decodes together; more wait for their turn.", at_least=1, modes=("api",)
+    )
     host: str = option("127.0.0.1", "Address to listen on.", modes=("api",))
     port: int = option(8000, "Port to listen on.", at_least=0, at_most=65535, modes=("api",))
     api_key: str | None = option(None, "Key clients must send; better set FORGE_API_KEY.", secret=True, modes=("api",))

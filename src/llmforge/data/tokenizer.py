@@ -105,7 +105,7 @@ class Tokenizer:
         return found
 
     def whole_ids(self, text: str, limit: int | None = None) -> list[int]:
-        """Ids of a text that is read by itself, with what the folder's own post-processor puts around it ([CLS], [SEP]).
+        """Ids of a text read by itself, with what the folder's own post-processor puts around it ([CLS], [SEP]).
 
         `limit` cuts the text, not what is put around it.
         """
