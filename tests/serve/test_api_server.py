@@ -7,88 +7,18 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
 import pytest
-import torch
-import transformers
-import uvicorn
+from live_server import GREEDY, QUESTION, Server
 
 from llmforge.config.load import load_recipe
 from llmforge.errors import RecipeError
 from llmforge.infer.command import main as chat
-from llmforge.infer.local.engine import LocalEngine
-from llmforge.serve.app import create_app
 from llmforge.serve.command import main as api
-from llmforge.serve.drain import DrainingServer
-
-GREEDY = ["do_sample=false", "max_new_tokens=24"]
-QUESTION = "打印机卡纸了"
-
-
-@pytest.fixture(scope="module")
-def run_dir(tiny_model_dir, tmp_path_factory):
-    """What training leaves: an adapter, the recipe and a manifest that names base and template."""
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(0)
-    base = transformers.AutoModelForCausalLM.from_pretrained(tiny_model_dir)
-    adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", "o_proj"], init_lora_weights=False))
-    folder = tmp_path_factory.mktemp("runs") / "tuned"
-    adapted.save_pretrained(folder)
-    (folder / "manifest.json").write_text(
-        json.dumps({"base_model": str(tiny_model_dir), "base_folder": str(tiny_model_dir), "template": "chatml"})
-    )
-    (folder / "recipe.yaml").write_text(
-        f"model_name_or_path: {tiny_model_dir}\ntemplate: chatml\nfinetuning_type: lora\ndataset: [none.json]\n"
-    )
-    return folder
-
-
-class Server:
-    """uvicorn in a thread, with the engine at hand."""
-
-    def __init__(self, run_dir, drain_s=0.2):
-        recipe = load_recipe([str(run_dir), *GREEDY, "served_model_name=tuned"], "api")
-        self.engine = LocalEngine.from_recipe(recipe)
-        from llmforge.infer.defaults import sampling_of
-
-        app = create_app(self.engine, defaults=sampling_of(recipe.generate), max_body_bytes=1 << 20)
-        config = uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=5)
-        self.server = DrainingServer(config, app.state.serving, drain_s)
-        self.thread = threading.Thread(target=self.server.run)
-        self.thread.start()
-        while not self.server.started:
-            time.sleep(0.01)
-        self.port = self.server.servers[0].sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.client = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
-
-    def ask(self, text=QUESTION, model="tuned", **settings):
-        return self.client.chat.completions.create(
-            model=model, messages=[{"role": "user", "content": text}], **settings
-        )
-
-    def becomes_idle(self, within_s=2.0):
-        ends_at = time.monotonic() + within_s
-        while time.monotonic() < ends_at:
-            stats = self.engine.stats()
-            if not stats.running and not stats.waiting:
-                return True
-            time.sleep(0.01)
-        return False
-
-
-@pytest.fixture(scope="module")
-def server(run_dir):
-    server = Server(run_dir)
-    yield server
-    server.server.should_exit = True
-    server.thread.join()
 
 
 def streamed(chunks):
@@ -249,7 +179,7 @@ def test_sigterm_lets_a_running_stream_end_and_exits_0(run_dir):
 
 
 def test_replies_that_outlast_the_drain_end_with_an_error_and_no_traceback(run_dir, caplog):
-    stopping = Server(run_dir)
+    stopping = Server.of_run(run_dir, max_running=1)
     long = {"max_tokens": 450, "n": 8, "extra_body": {"ignore_eos": True}}
     with ThreadPoolExecutor(1) as pool:
         stream = stopping.ask(stream=True, **long)

@@ -28,7 +28,7 @@ def written(tool_format, content, calls):
 
 
 def streamed(tool_format, text, size, message, **settings):
-    """(content, reasoning, calls) of a stream in pieces of `size` characters, and the number of parts before its end."""
+    """(content, reasoning, calls) of a stream in pieces of `size` characters, and how many parts came early."""
     stream = CallStream(tool_format, **settings)
     parts = [part for i in range(0, len(text), size) for part in stream.push(text[i : i + size])]
     early = len(parts)
