@@ -23,7 +23,7 @@ EXTRAS = {
         "openpyxl>=3.1",
     ],
     "eval": ["jieba>=0.42.1", "sacrebleu>=2.4"],
-    "gguf": ["gguf>=0.17"],
+    "gguf": ["gguf>=0.17", "xllamacpp>=2026.10", "aiohttp>=3.11"],
     "sentencepiece": ["sentencepiece>=0.2", "protobuf>=4.25", "tiktoken>=0.7"],
     "bitsandbytes": ["bitsandbytes>=0.45"],
     "modelscope": ["modelscope>=1.20"],

@@ -48,7 +48,7 @@ COMMANDS: dict[str, Command] = {
     "gateway": Command(
         "llmforge.gateway.command:main",
         "Several workers behind one address.",
-        "forge-cli gateway recipes/gateway.yaml",
+        "forge-cli gateway configs/gateway.yaml",
         reads_recipe=False,
     ),
     "recipe": Command(

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +73,8 @@ def main(words: list[str]) -> int:
     """Run `bench serve`; 1 when a server could not be measured."""
     given = serve_parser().parse_args(words)
     bench = ServeBench(given)
-    failed = bench.run() if given.rounds else []
+    with ends_like_ctrl_c():
+        failed = bench.run() if given.rounds else []
     rows = serve_ledger.rows_of(serve_ledger.read(bench.ledger))
     print(text_table(rows))
     for line in (*map(told_knee, knees(rows)), *map(told, comparisons(rows))):
@@ -83,6 +86,20 @@ def main(words: list[str]) -> int:
     for text in failed:
         print(f"forge-cli: bench serve: {text}", file=sys.stderr)
     return 1 if failed else 0
+
+
+@contextlib.contextmanager
+def ends_like_ctrl_c() -> Iterator[None]:
+    """SIGTERM must not leave a server behind that was started here."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class ServeBench:

@@ -32,6 +32,8 @@ ENGINES = Registry(
     {
         "local": "llmforge.infer.local.engine:LocalEngine",
         "remote": "llmforge.infer.remote:RemoteEngine",
+        "gguf": "llmforge.infer.gguf:GgufEngine",
+        "vllm": "llmforge.infer.vllm:VllmEngine",
     },
 )
 

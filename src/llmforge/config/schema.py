@@ -374,6 +374,13 @@ class ServeConfig:
     key_env: str | None = option(
         None, "Environment variable with the key of that server; none is sent without it.", modes=GENERATION
     )
+    vllm_python: str | None = option(
+        None, "Python interpreter of an environment with vLLM, which infer_backend vllm starts.", modes=GENERATION
+    )
+    vllm_args: list[str] = option(
+        [], "Further arguments of vLLM's server, for example [--enforce-eager].", modes=GENERATION
+    )
+    tensor_parallel_size: int = option(1, "Cards that vLLM lays one model over.", at_least=1, modes=GENERATION)
     adapters: dict = option(
         {}, "Served adapters by name, for example {classify: runs/a, extract: runs/b}.", modes=("api",)
     )

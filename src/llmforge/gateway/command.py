@@ -12,14 +12,14 @@ USAGE = """usage: forge-cli gateway TABLE.yaml [key=value ...]
 
 Several OpenAI-compatible workers behind one address: least-loaded routing, lost workers survived.
 
-example: forge-cli gateway recipes/gateway.yaml port=7690
+example: forge-cli gateway configs/gateway.yaml port=7690
 A table is described in docs/gateway.md."""
 
 
 def main(words: Sequence[str]) -> int:
     """Serve a table of workers until stopped; 0 after a clean end, by signal too."""
     if not words:
-        raise RecipeError("gateway: name a table of workers, as recipes/gateway.yaml (see forge-cli gateway --help)")
+        raise RecipeError("gateway: name a table of workers, as configs/gateway.yaml (see forge-cli gateway --help)")
     if words[0] in ("-h", "--help"):
         print(USAGE)
         return 0

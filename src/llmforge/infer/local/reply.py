@@ -83,6 +83,10 @@ class GrowingReply:
             return self._end("timeout")
         return None
 
+    def end(self, reason: FinishReason) -> Piece:
+        """The last piece, where something else than the tokens says that the reply is over."""
+        return self._end(reason)
+
     def fail(self, error: str) -> Piece:
         """The last piece, when the reply cannot go on."""
         return self._end("error", error=error)
