@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmforge.errors import RecipeError, nearest
+from llmforge.infer.local.encoder_files import own_limit, own_pooling
 from llmforge.infer.local.live import base_of
 from llmforge.infer.local.readings import Reading
 from llmforge.infer.protocol import POOLINGS, TokenIds
@@ -23,14 +23,8 @@ if TYPE_CHECKING:
     from llmforge.model.value_head import ValueHead
 
 PASS_TOKENS = 8192  # of a batch, padding included
-WITH_HEAD = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")  # ends of names of models that write
 # Positions that these count from behind the padding's id.
 SHIFTED = ("camembert", "roberta", "xlm-roberta", "xlm-roberta-xl", "data2vec-text")
-POOLING_MODES = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_lasttoken": "last",
-}
 
 
 class Reader:
@@ -145,31 +139,6 @@ def score(
 # Models made for embeddings
 
 
-def is_encoder(folder: Path) -> bool:
-    """Whether the model in `folder` has no head that writes: it is there to be read."""
-    config = _json(folder / "config.json")
-    names = config.get("architectures") or []
-    return bool(names) and not any(name.endswith(WITH_HEAD) for name in names) and not config.get("is_decoder", False)
-
-
-def own_pooling(folder: Path) -> str | None:
-    """How sentence-transformers' files beside a model say it is pooled; None when they say nothing.
-
-    Raises:
-        RecipeError: a way that is not offered here.
-    """
-    modes = _json(folder / "1_Pooling" / "config.json")
-    asked = [name for name, value in modes.items() if name.startswith("pooling_mode_") and value is True]
-    if not asked:
-        return None
-    if len(asked) > 1 or asked[0] not in POOLING_MODES:
-        raise RecipeError(
-            f"embedders: {folder} is pooled by {' and '.join(asked)}, expected one of {', '.join(POOLING_MODES)}; say "
-            "pooling: mean, last or cls"
-        )
-    return POOLING_MODES[asked[0]]
-
-
 def load_encoder(
     name: str, folder: Path, device: torch.device, dtype: torch.dtype, pooling: str | None, trust: bool = False
 ) -> Embedder:
@@ -221,13 +190,5 @@ def _limit(model: Any, folder: Path) -> int | None:
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and config.model_type in SHIFTED:
         positions -= (config.pad_token_id or 0) + 1
-    said = _json(folder / "sentence_bert_config.json").get("max_seq_length")
+    said = own_limit(folder)
     return min((limit for limit in (positions, said) if limit), default=None)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from llmforge.data.templates.find import get_template
 from llmforge.infer.local.core import CoreStats
+from llmforge.infer.local.encoder_files import load_encoder_text
 from llmforge.infer.local.intake import Limits
 from llmforge.infer.protocol import Capabilities, Piece, UnknownModel
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
-    from llmforge.data.tokenizer import Tokenizer
     from llmforge.infer.local.reply import Job
 
 
@@ -25,11 +26,11 @@ class ReadingCore:
     max_rows = 1
     is_idle = True
 
-    def __init__(self, tokenizer: Tokenizer, device: torch.device, dtype: torch.dtype):
-        self.tokenizer, self.device, self.dtype = tokenizer, device, dtype
-        self.template = get_template("empty", tokenizer)
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype):
+        self.tokenizer, self.template = load_encoder_text(folder)
+        self.device, self.dtype = device, dtype
         self.served: dict[str, str] = {}  # the names of models that write
-        self.limits = Limits(len(tokenizer), None, frozenset())
+        self.limits = Limits(len(self.tokenizer), None, frozenset())
 
     def check(self, job: Job) -> None:
         """Nothing can be written.

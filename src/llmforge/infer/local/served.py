@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmforge.config.schema import ModelConfig, Recipe
-from llmforge.data.tokenizer import load_tokenizer
 from llmforge.errors import RecipeError
 from llmforge.infer.local.adapter_updates import NotShareable, read_updates
 from llmforge.infer.local.core import LocalCore
-from llmforge.infer.local.embed import Embedder, Reader, is_encoder, load_encoder, own_pooling, score, usual_pooling
+from llmforge.infer.local.embed import Embedder, Reader, load_encoder, score, usual_pooling
+from llmforge.infer.local.encoder_files import is_encoder, own_pooling
 from llmforge.infer.local.live import PeftAdapters
 from llmforge.infer.local.lora_batch import AdapterBatch
 from llmforge.infer.local.raw import longest_token, streamable_tools
@@ -115,7 +115,7 @@ class ServedModels:
         if given := recipe.model.adapter_name_or_path or list(recipe.serve.adapters):
             raise RecipeError(f"adapters: {folder.name} gives embeddings only; {given[0]} does not fit it")
         device = pick_device(recipe.model)
-        core = ReadingCore(load_tokenizer(folder), device, base_dtype(recipe, device, for_training=False))
+        core = ReadingCore(folder, device, base_dtype(recipe, device, for_training=False))
         served = cls(core, (), recipe.model, folder)
         path = str(recipe.model.model_name_or_path)
         name = recipe.serve.served_model_name or short_name(path)
