@@ -1,10 +1,11 @@
-"""Processes of this machine: which one is meant by a process id, whether it still runs, and a quick start of this one."""
+"""Processes of this machine: which one is meant by an id, whether it still runs, and a quick start of this one."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,3 +62,10 @@ def large_imports() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on now; another program may take it before its use."""
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        return int(place.getsockname()[1])

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -20,6 +19,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from llmforge.errors import RecipeError, RunError
+from llmforge.process import free_port
 
 POLL_S = 0.1
 STOP_S = 45.0  # time to drain
@@ -146,12 +146,6 @@ def family_of(pids: Sequence[int]) -> list[psutil.Process]:
             for each in (process, *process.children(recursive=True)):
                 found[each.pid] = each
     return list(found.values())
-
-
-def free_port() -> int:
-    with socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        return int(place.getsockname()[1])
 
 
 def list_models(url: str, key: str | None) -> tuple[list[str], str]:

@@ -8,7 +8,6 @@ import logging
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from llmforge.gateway.pool import Pool
 from llmforge.gateway.worker import Worker
+from llmforge.process import free_port
 
 log = logging.getLogger(__name__)
 POLL_S = 0.2
@@ -84,7 +84,7 @@ class StartedWorkers:
             self._start(each)
 
     def _start(self, each: Started) -> None:
-        port = _free_port()
+        port = free_port()
         entry = each.worker.entry
         command = (
             entry.command.replace("{port}", str(port))
@@ -110,9 +110,3 @@ class StartedWorkers:
 
     def _log_path(self, worker: Worker) -> Path:
         return Path(self.pool.table.log_dir) / f"{worker.name}.log"
-
-
-def _free_port() -> int:
-    with socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        return int(place.getsockname()[1])

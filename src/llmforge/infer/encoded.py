@@ -86,7 +86,9 @@ class EncodedEngine(ABC):
         self.name, self.tokenizer, self.template = name, tokenizer, template
         self.cards, self.served = {card.id: card for card in cards}, dict(served)
         self.skip_special = skip_special
-        self._can = Capabilities(sampling, constraints, tokenize=True, max_running=max_running)
+        self._can = Capabilities(
+            sampling, constraints, tokenize=True, max_running=max_running, engine=f"the {name} engine"
+        )
         self._intake = Intake(tokenizer, template, limits, self.served)
         self._session: aiohttp.ClientSession | None = None
         self._state = "not started"

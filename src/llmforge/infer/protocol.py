@@ -138,6 +138,7 @@ class Capabilities:
     adapters_at_run_time: bool = False
     tokenize: bool = False
     max_running: int = 0  # replies decoded together; 0: not known
+    engine: str = "this engine"  # what refusals call it
 
 
 @dataclass(frozen=True)

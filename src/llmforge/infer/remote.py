@@ -166,7 +166,7 @@ class RemoteEngine:
         return [ModelCard(self.model, self.model)]
 
     def capabilities(self) -> Capabilities:
-        return Capabilities(frozenset(WIRE), frozenset({"json_object", "json_schema"}))
+        return Capabilities(frozenset(WIRE), frozenset({"json_object", "json_schema"}), engine="the remote engine")
 
     def stats(self) -> EngineStats:
         return EngineStats(self._running, 0, self._prompt_tokens, self._completion_tokens, self._client is not None)

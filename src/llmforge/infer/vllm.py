@@ -13,7 +13,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from llmforge.infer.local.intake import Limits
 from llmforge.infer.local.reply import Job
 from llmforge.infer.protocol import ModelCard, RequestError, Sampling
 from llmforge.infer.remote import check_url
+from llmforge.process import free_port
 
 SAMPLING = frozenset(Sampling.__dataclass_fields__) - {"penalty_alpha"}
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # of --max-lora-rank
@@ -116,7 +116,7 @@ class VllmEngine(EncodedEngine):
             RunError: it ended, or does not answer; holds its last lines.
         """
         if not self.recipe.serve.base_url:
-            port = _free_port()
+            port = free_port()
             self.url = f"http://127.0.0.1:{port}/v1"
             self._key = secrets.token_urlsafe(24)
             self._launch(port)
@@ -282,12 +282,6 @@ def _listed(names: Any) -> list[str]:
 def _adapter_config(folder: Path) -> dict[str, Any]:
     config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     return config
-
-
-def _free_port() -> int:
-    with socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        return int(place.getsockname()[1])
 
 
 def _die_with_parent() -> None:

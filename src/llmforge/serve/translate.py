@@ -81,7 +81,7 @@ def constraint_of(body: ChatRequest, can: Capabilities) -> dict[str, Any] | None
         constraint = {"type": "tool_calls", "name": name, "parallel": body.parallel_tool_calls is not False}
         param = "tool_choice"
     if constraint and constraint["type"] not in can.constraints:
-        message = f"{param} of type {constraint['type']!r} is not supported by this engine"
+        message = f"{param} of type {constraint['type']!r} is not supported by {can.engine}"
         raise ApiError(400, message, param=param, code="unsupported_parameter")
     return constraint
 
@@ -151,7 +151,7 @@ def check_engine(sampling: Sampling, defaults: Sampling, can: Capabilities) -> N
     for field in ("penalty_alpha", *fields):  # first, since `decoder` sets other fields too
         if field not in can.sampling and getattr(sampling, field) != getattr(defaults, field):
             name = NAMES.get(field, field)
-            raise ApiError(400, f"{name} is not supported by this engine", param=name, code="unsupported_parameter")
+            raise ApiError(400, f"{name} is not supported by {can.engine}", param=name, code="unsupported_parameter")
 
 
 def decoder(body: Sampled, defaults: Sampling) -> dict[str, Any]:
