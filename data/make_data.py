@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 SEED = 20240501
 TRAIN_ROWS, TEST_ROWS = 1000, 200
 EXTRACT_TRAIN_ROWS, EXTRACT_TEST_ROWS = 400, 100
-REQUEST_TEST_ROWS = 64
+PROMPT_TEST_ROWS = REQUEST_TEST_ROWS = 64
 
 
 def words(name: str) -> dict[str, Any]:
@@ -211,6 +211,14 @@ class Hotline:
             rows.append({"messages": said, "label": liked})
         return rows
 
+    def prompts(self, count: int) -> list[dict[str, str]]:
+        """What people say first, in English, none twice; the reply is for the model to find."""
+        w, said = self.words["en"], dict[str, None]()
+        while len(said) < count:
+            report = self.rng.choice(w["cases"])[0]
+            said[fill(self.rng, f"{report} {w['address']}", w["slots"])] = None
+        return [{"instruction": text} for text in said]
+
     def corpus(self, count: int) -> list[str]:
         return [fill(self.rng, self.rng.choice(w["corpus"]), w["slots"]) for w in self.languages(count)]
 
@@ -251,6 +259,9 @@ def files() -> dict[str, bytes]:
     jsonl("hotline_tools.jsonl", Hotline("tools").tool_calls(120))
     jsonl("reply_preference.jsonl", Hotline("preference").preferences(120))
     jsonl("reply_kto.jsonl", Hotline("kto").kto(120))
+    prompts = Hotline("prompts").prompts(256)
+    jsonl("hotline_prompts_train.jsonl", prompts[:-PROMPT_TEST_ROWS])
+    jsonl("hotline_prompts_test.jsonl", prompts[-PROMPT_TEST_ROWS:])
     requests = json_requests()
     jsonl("json_request_train.jsonl", requests[: -REQUEST_TEST_ROWS])
     jsonl("json_request_test.jsonl", requests[-REQUEST_TEST_ROWS:])

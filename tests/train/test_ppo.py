@@ -13,14 +13,13 @@ from safetensors.torch import load_file
 from llmforge.config.load import load_recipe
 from llmforge.errors import RecipeError, RunError
 from llmforge.model.value_head import FILE as HEAD
-from llmforge.train.checkpoint import FILES
 
 PROMPTS = [{"instruction": f"Say something about {thing}."} for thing in ("rain", "a cat", "the printer", "sleep") * 4]
 PLUGIN = """
 from llmforge.config.names import REWARDS
 
-def many_a(samples, options):
-    return [10 * sample.reply.count("a") / sample.num_tokens for sample in samples]
+def low_ids(samples, options):
+    return [sum(id < 192 for id in sample.reply_ids) / sample.num_tokens for sample in samples]
 
 def broken(samples, options):
     return [float("nan") if i == 2 else 1.0 for i in range(len(samples))]
@@ -31,7 +30,7 @@ def alike(samples, options):
 def too_few(samples, options):
     return [1.0]
 
-for function in (many_a, broken, alike, too_few):
+for function in (low_ids, broken, alike, too_few):
     REWARDS.add(function.__name__, function)
 """
 
@@ -54,7 +53,7 @@ def prompts(tmp_path):
 def ppo(train, prompts, plugin):
     def go(out="run", **changes):
         keys = {
-            "stage": "ppo", "dataset": prompts, "plugins": plugin, "reward_funcs": "many_a", "max_new_tokens": 6,
+            "stage": "ppo", "dataset": prompts, "plugins": plugin, "reward_funcs": "low_ids", "max_new_tokens": 6,
             "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "max_steps": 2, "lora_rank": 4,
         }  # fmt: skip
         return train(out, **keys | changes)
@@ -76,10 +75,10 @@ def assert_close(one, two, atol):
 
 
 def test_the_reward_of_a_toy_scorer_rises(ppo, log_of):
-    run = ppo(max_steps=40, per_device_train_batch_size=16, learning_rate=2e-2, lr_scheduler_type="constant",
-              ppo_epochs=2, ppo_kl_coef=0.001, ppo_max_kl=20, max_new_tokens=8)  # fmt: skip
+    run = ppo(max_steps=20, per_device_train_batch_size=16, learning_rate=1e-2, lr_scheduler_type="constant",
+              ppo_whiten_advantages=True, ppo_kl_coef=0.001, ppo_max_kl=20)  # fmt: skip
     rewards = [line["reward"] for line in log_of(run)]
-    assert sum(rewards[-10:]) > 2 * sum(rewards[:10])
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.15
     assert log_of(run)[-1]["kl"] > log_of(run)[0]["kl"]
 
 
@@ -123,9 +122,6 @@ def test_a_run_resumed_within_a_roll_out_equals_an_unbroken_one(ppo, log_of, tmp
             shutil.rmtree(broken / f"checkpoint-{later}")
         ppo(broken.name, **changes, resume_from_checkpoint=True)
         assert_close(whole / "checkpoint-6", broken / "checkpoint-6", 0)
-        names = ("rollout_state.json", "optimizer.pt")
-        for name in names:
-            assert FILES and (whole / "checkpoint-6" / name).exists()
         ours, theirs = ((run / "checkpoint-6" / "rollout_state.json").read_text() for run in (whole, broken))
         ours, theirs = json.loads(ours), json.loads(theirs)
         assert {**ours, "numbers": {**ours["numbers"], "rollout_ms": 0}} == {
@@ -232,7 +228,9 @@ def test_a_function_that_needs_the_rows_reply_names_the_row_without_one(ppo):
 
 
 def test_replies_that_cannot_be_shared_out_are_refused(ppo):
-    with pytest.raises(RecipeError, match="num_generations: the 3 replies to a prompt stay together, but a rank draws 8"):
+    with pytest.raises(
+        RecipeError, match="num_generations: the 3 replies to a prompt stay together, but a rank draws 8"
+    ):
         ppo(num_generations=3)
 
 
