@@ -14,7 +14,15 @@ from llmforge.config.given import refuse
 from llmforge.config.kind import recipe_kind
 
 # Metrics that the table of a chain shows, the first two that a link has.
-TOLD = ("predict_exact_match", "predict_label_accuracy", "eval_accuracy", "eval_loss", "reward", "train_loss")
+TOLD = (
+    "predict_exact_match",
+    "predict_label_accuracy",
+    "eval_accuracy",
+    "eval_reward",
+    "eval_loss",
+    "reward",
+    "train_loss",
+)
 
 
 def check(words: Sequence[str]) -> Checked:

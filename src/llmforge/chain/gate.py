@@ -48,15 +48,15 @@ class Bar:
 
 
 def metrics_of(folder: Path) -> dict[str, float]:
-    """The numbers a link left behind: results of training and prediction, and the last evaluation of its log."""
-    found: dict[str, float] = {}
+    """The numbers a link left behind: the last of its log, over them the results of training and prediction."""
+    found: dict[str, Any] = {}
     log = folder / "trainer_log.jsonl"
     for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:
-        found |= {name: value for name, value in json.loads(line).items() if name.startswith("eval_")}
+        found |= json.loads(line)
     for name in RESULTS:
         if (folder / name).is_file():
             found |= json.loads((folder / name).read_text(encoding="utf-8"))
-    return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
+    return {name: float(value) for name, value in found.items() if type(value) in (int, float)}
 
 
 def look_up(metric: str, found: dict[str, float]) -> float | None:

@@ -11,6 +11,11 @@ from llmforge.config.training_arguments import HANDED_ON, hint_of
 from llmforge.config.values import members, optional
 
 TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", dict: "object"}
+# Keys that make several runs of a recipe: link -> its keys, key -> its values (docs/chains.md).
+SEVERAL: dict[str, tuple[str, dict[str, Any]]] = {
+    "chain": ("Links that run one after the other: name -> the keys of its recipe.", {"type": ["object", "null"]}),
+    "sweep": ("Values to try: key -> list; one run for every combination.", {"type": "array", "minItems": 1}),
+}
 REFERENCE = {"$ref": "#/$defs/reference"}  # `${seed}` may stand where any value may
 
 
@@ -20,6 +25,8 @@ def recipe_schema() -> dict[str, Any]:
         "extends": {"description": "Recipe files whose keys come first.", **_shape(str | list[str])},
         "plugins": {"description": "Python files that register names.", **_shape(str | list[str])},
     }
+    for group, (help, links) in SEVERAL.items():
+        properties[group] = {"type": "object", "description": help, "additionalProperties": links}
     for group in NESTED:
         inner = {key.field: _property(key) for key in keys().values() if key.group == group}
         properties[group] = {"type": "object", "properties": inner, "additionalProperties": False}
