@@ -97,7 +97,7 @@ class EchoEngine:
                 yield piece
                 if text == "half":
                     raise EngineFailure("the card caught fire")
-                if text == "drip":
+                if text.startswith("drip"):
                     await asyncio.sleep(0.05)
             done = True
         finally:

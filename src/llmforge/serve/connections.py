@@ -106,10 +106,11 @@ class CarefulProtocol(H11Protocol):
 
 
 def _watch_peer(connection: Any) -> None:
-    """Let the kernel notice a peer that went without a word."""
+    """Let the kernel notice a peer that went without a word, and hold little for one that reads slowly."""
     if connection is None or connection.family not in (socket.AF_INET, socket.AF_INET6):
         return
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)  # the kernel's own would grow to megabytes
     for name, value in PROBE.items():
         if hasattr(socket, name):
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
