@@ -1,9 +1,11 @@
 """OpenVINO GenAI's continuous batching behind as little HTTP as it takes to stream chat completions.
 
-    python benchmarks/openvino_server.py MODEL_DIR PORT
+    python benchmarks/openvino_server.py MODEL_DIR PORT [PRECISION]
 
-It needs an environment of its own with openvino-genai, fastapi and uvicorn, and a model that
-`optimum-cli export openvino --weight-format fp32` wrote. It only serves comparisons (docs/serving_performance.md).
+PRECISION is f32 unless given. Left to itself ("default") OpenVINO computes in bf16 where the CPU has it, and keeps keys
+and values in 8 bit, whatever precision the model was exported in. It needs an environment of its own with
+openvino-genai, fastapi and uvicorn, and a model that `optimum-cli export openvino --weight-format fp32` wrote. It only
+serves comparisons (docs/serving_performance.md).
 """
 
 from __future__ import annotations
@@ -20,12 +22,14 @@ from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
 MODEL_DIR, PORT = sys.argv[1], int(sys.argv[2])
+PRECISION = sys.argv[3] if len(sys.argv) > 3 else "f32"
 CACHE_GB = 2
 
 scheduler = genai.SchedulerConfig()
 scheduler.cache_size = CACHE_GB
 scheduler.enable_prefix_caching = True
-pipeline = genai.ContinuousBatchingPipeline(MODEL_DIR, scheduler, "CPU")
+hints = {} if PRECISION == "default" else {"INFERENCE_PRECISION_HINT": PRECISION, "KV_CACHE_PRECISION": PRECISION}
+pipeline = genai.ContinuousBatchingPipeline(MODEL_DIR, scheduler, "CPU", hints)
 tokenizer = pipeline.get_tokenizer()
 app = FastAPI()
 numbers = itertools.count()
