@@ -12,6 +12,7 @@ from echo_engine import EchoEngine
 from fastapi.testclient import TestClient
 from test_api_wire import error_of, post
 
+from llmforge.config.schema import ServeConfig
 from llmforge.errors import RecipeError
 from llmforge.infer.protocol import EngineBusy, EngineUnavailable
 from llmforge.serve import keys as keys_module
@@ -21,6 +22,7 @@ from llmforge.serve.errors import ApiError
 from llmforge.serve.keys import Client, Keys
 from llmforge.serve.line import ACTIVE_S, Line
 from llmforge.serve.rates import Rates
+from llmforge.serve.run import check_names
 
 
 class Clock:
@@ -126,6 +128,13 @@ def test_a_proxy_may_keep_or_strip_its_path():
             assert http.get(f"{start}/v1/models", headers=bearer("k")).status_code == 200
             assert http.get(f"{start}/v1/models").status_code == 401
             assert http.post(f"{start}/admin/degrade", json={"mode": "off"}, headers=bearer("k")).status_code == 200
+
+
+def test_an_alias_names_a_served_model():
+    with pytest.raises(RecipeError, match="no served model. Did you mean 'classify'"):
+        check_names(ServeConfig(model_aliases={"gpt-4o": "clasify"}), ["classify"])
+    with pytest.raises(RecipeError, match="is the name of a served model already"):
+        check_names(ServeConfig(model_aliases={"classify": "classify"}), ["classify"])
 
 
 # --- rates ---

@@ -121,7 +121,7 @@ class Line:
         self._advance()
 
     def _turn_away(self, newcomer: Waiter) -> None:
-        """Refuse the newcomer, or the last of the client with most in line when that has two more."""
+        """Refuse the newcomer, or the last request of another client that has more of them in line."""
         counts = Counter(waiter.client for waiter in self._waiting)
         greedy, most = counts.most_common(1)[0]
         out = newcomer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import ipaddress
 import resource
@@ -19,6 +20,7 @@ from llmforge.serve.settings import Settings
 
 LAST_WORDS_S = 5.0  # for telling the clients whose replies did not end in time
 BACKLOG = 2048
+ENGINE_QUEUE = 65536
 MOST_FILES = 65536
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -43,7 +45,9 @@ def serve(recipe: Recipe) -> None:
     check_names(config, [])
     raise_file_limit()
     listener = bind(config.host, config.port)  # before the model is loaded, which takes longer than to read a message
-    engine: Engine = ENGINES.get(config.infer_backend).from_recipe(recipe)
+    # The line before the engine bounds what waits, so the engine's own queue may be as long as it likes.
+    unbounded = dataclasses.replace(recipe, serve=dataclasses.replace(config, max_queue=ENGINE_QUEUE))
+    engine: Engine = ENGINES.get(config.infer_backend).from_recipe(unbounded)
     check_names(config, [name for card in engine.models() for name in (card.id, *card.aliases)])
     has_key = bool(config.api_key or config.api_keys_file)
     hosts = frozenset() if has_key else LOOPBACK | {config.host.lower()}
