@@ -1,5 +1,6 @@
 # make setup   a virtual environment with everything, in .venv
 # make demo    a small model learns a task: before, training, after
+# make demo-rlhf   pre-training, conversations, reward model, PPO and export in one command
 # make test    the tests (a few minutes); make test-slow those that take long; make check ruff and types
 # On a machine whose driver needs another torch build (README.md): make setup TORCH_INDEX=https://...
 
@@ -13,7 +14,7 @@ NEWS := | { grep -v '^Requirement already satisfied' || true; }
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: setup demo test test-slow check clean
+.PHONY: setup demo demo-rlhf test test-slow check clean
 
 setup: $(VENV)/.ready
 
@@ -30,6 +31,9 @@ $(VENV)/.ready: setup.py pyproject.toml constraints.txt
 
 demo: setup
 	@$(BIN)/python scripts/demo.py
+
+demo-rlhf: setup
+	@$(BIN)/forge-cli train recipes/rlhf/chain.yaml
 
 test: setup
 	$(BIN)/python -m pytest

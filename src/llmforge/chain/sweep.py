@@ -52,6 +52,9 @@ def read_sweep(words: Sequence[str]) -> Sweep:
             if item.key.startswith("sweep."):
                 swept[item.key.removeprefix("sweep.")] = item
                 origin = origin or item.origin
+            elif item.key == "sweep" and isinstance(item.value, dict):  # given as one value, on the command line
+                swept |= {key: Given(key, values, item.origin) for key, values in item.value.items()}
+                origin = origin or item.origin
             elif item.key == "sweep":
                 problems.append(Problem(item.origin, f"sweep: got {shown(item.value)}, expected {{key: [values]}}"))
             elif item.key == "output_dir":
