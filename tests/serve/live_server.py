@@ -22,8 +22,8 @@ QUESTION = "打印机卡纸了"
 class Server:
     """uvicorn as `forge-cli api` runs it; `settings` are those of create_app."""
 
-    def __init__(self, engine, *, drain_s=0.2, dead_s=20.0, max_connections=256, **settings):
-        self.engine = engine
+    def __init__(self, engine, *, drain_s=0.2, dead_s=20.0, max_connections=256, model="tuned", **settings):
+        self.engine, self.model = engine, model
         app = create_app(engine, **settings)
         config = uvicorn.Config(
             app,
@@ -49,9 +49,9 @@ class Server:
         engine = LocalEngine.from_recipe(recipe)
         return cls(engine, defaults=sampling_of(recipe.generate), **settings)
 
-    def ask(self, text=QUESTION, model="tuned", **settings):
+    def ask(self, text=QUESTION, model=None, **settings):
         return self.client.chat.completions.create(
-            model=model, messages=[{"role": "user", "content": text}], **settings
+            model=model or self.model, messages=[{"role": "user", "content": text}], **settings
         )
 
     def becomes_idle(self, within_s=20.0):
