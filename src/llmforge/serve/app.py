@@ -40,16 +40,16 @@ def create_app(engine: Engine, settings: Settings | None = None, **changes: Any)
         RecipeError: a keys file, a switch file or an access log that cannot be used.
     """
     settings = settings or Settings(**changes)
-    max_running = settings.max_running or engine.capabilities().max_running or UNBOUNDED
     switch = Switch(settings.degrade_auto, settings.degrade_text, settings.degrade_file)
-    line = Line(max_running, settings.max_queue, held=lambda: switch.holds)
+    line = Line(settings.max_running or UNBOUNDED, settings.max_queue, held=lambda: switch.holds)
     metrics = Metrics(engine, line, switch)
     keys = Keys(settings.api_key, settings.api_keys_file)
     log = AccessLog(settings.access_log) if settings.access_log else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await engine.start()
+        await engine.start()  # the number of its workers is known now
+        line.max_running = settings.max_running or engine.capabilities().max_running or UNBOUNDED
         try:
             yield
         finally:
