@@ -116,7 +116,7 @@ def test_problems_of_several_files_come_in_their_order(tmp_path, monkeypatch):
         "recipe.yaml cannot run:",
         "  base.yaml line 1: seed: got 'x', expected a whole number",
         "  base.yaml line 2: lora_rnak: no such key. Did you mean 'lora_rank'?",
-        "  line 2: stage: got 'stf', expected one of pt, sft. Did you mean 'sft'?",
+        "  line 2: stage: got 'stf', expected one of dpo, grpo, kto, ppo, pt, rm, sft. Did you mean 'sft'?",
         "  command line: bf17: no such key. Did you mean 'bf16'?",
         "  command line: cutoff_len: got 'none', expected a whole number",
     ]

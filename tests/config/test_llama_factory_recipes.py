@@ -30,8 +30,7 @@ ASKS_FOR_MORE = {
     "ktransformers/deepseek_v3_lora_sft_kt": "use_kt",
     "megatron/qwen3_moe_full": "pipeline_model_parallel_size",
 }
-LATER = {"train_lora/qwen3_lora_dpo", "train_lora/qwen3_lora_kto", "train_lora/qwen3_lora_reward",
-         "train_lora/llama3_lora_ppo", "inference/llama3_vllm"}  # fmt: skip
+LATER = {"train_lora/llama3_lora_ppo", "inference/llama3_vllm"}
 
 
 @pytest.mark.parametrize("name", RECIPES)

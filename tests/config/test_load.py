@@ -256,8 +256,8 @@ def test_a_key_of_another_stage_is_said_and_not_refused():
         command="train",
     )
     assert recipe.notes == (
-        "recipe.yaml line 6: pref_beta: only for stage dpo or kto; no effect with pt",
         "recipe.yaml line 5: mask_history: only for stage sft; no effect with pt",
+        "recipe.yaml line 6: pref_beta: only for stage dpo or kto; no effect with pt",
     )
 
 

@@ -121,7 +121,7 @@ def test_explain_says_what_is_declared():
     assert "also written: evaluation_strategy" in explain("eval_strategy")
     assert "known and refused" in explain("use_badam")
     assert "without effect" in explain("use_fast_tokenizer")
-    assert "only for stage dpo" in explain("pref_loss")
+    assert "stages: dpo" in explain("pref_loss")
     assert "path: looked up beside the recipe" in explain("dataset_dir")
     assert "secret" in explain("api_key")
     assert explain("extends").startswith("extends")

@@ -39,6 +39,7 @@ class CrossRule:
 MIX_COUNTS = ("mix_weights", "mix_counts", "mix_caps", "mix_rows", "domain_ratio")
 RL = ("ppo", "grpo")
 LORA_ONLY = ("use_dora", "use_rslora", "pissa_init", "loraplus_lr_ratio")
+PREFERENCE_STAGES = ("rm", "dpo", "kto")
 COMMANDS_WITH_MODEL = ("train", "predict", "chat", "api", "export")
 
 
@@ -266,6 +267,34 @@ RULES: tuple[CrossRule, ...] = (
     CrossRule("rl-scores", ("predict_with_generate", "stage"), lambda v: v.stage in RL and v.predict_with_generate,
               "predict_with_generate: evaluation at stage {stage} draws replies anyway and logs their rewards",
               "forge-cli predict scores them with metrics", commands=("train",), note=True),
+    # Preferences.
+    CrossRule("groups-whole", ("truncation", "stage"),
+              lambda v: v.truncation == "split" and v.stage in PREFERENCE_STAGES,
+              "truncation: split tears replies apart that stage {stage} compares", "write truncation: right",
+              commands=("train",)),
+    CrossRule("groups-unpacked", ("packing", "stage"), lambda v: v.packing and v.stage in PREFERENCE_STAGES,
+              "packing: no effect with stage {stage}, whose replies share their prompt anyway", "leave it out",
+              commands=("train",), note=True),
+    CrossRule("replies-not-scored", ("predict_with_generate", "stage"),
+              lambda v: v.predict_with_generate and v.stage in PREFERENCE_STAGES,
+              "predict_with_generate: stage {stage} has no one reply to compare with", "leave it out",
+              commands=("train",)),
+    CrossRule("no-reference", ("pref_loss", "ref_model", "ref_model_adapters"),
+              lambda v: v.stage == "dpo" and v.pref_loss in ("orpo", "simpo") and (v.ref_model or v.ref_model_adapters),
+              "ref_model: pref_loss: {pref_loss} has no reference", "leave one of them out", commands=("train",)),
+    CrossRule("smoothing-sigmoid", ("dpo_label_smoothing", "pref_loss"),
+              lambda v: v.stage == "dpo" and v.dpo_label_smoothing > 0 and v.pref_loss != "sigmoid",
+              "dpo_label_smoothing: only pref_loss: sigmoid has it, not {pref_loss}", "leave it out",
+              commands=("train",)),
+    CrossRule("named-asked-once", ("precompute_ref_log_probs", "ref_model", "ref_model_adapters"),
+              lambda v: v.precompute_ref_log_probs is False and v.stage in ("dpo", "kto")
+              and (v.ref_model or v.ref_model_adapters),
+              "precompute_ref_log_probs: a named reference is asked before training, so that it needs no memory then",
+              "leave precompute_ref_log_probs out", commands=("train",)),
+    CrossRule("kto-weights", ("kto_chosen_weight", "kto_rejected_weight"),
+              lambda v: v.stage == "kto" and v.kto_chosen_weight == v.kto_rejected_weight == 0,
+              "kto_chosen_weight, kto_rejected_weight: both are 0, so nothing is learned", "raise one of them",
+              commands=("train",)),
     # Devices and generation.
     CrossRule("fsdp-and-deepspeed", ("fsdp", "deepspeed"), lambda v: v.fsdp and v.deepspeed,
               "fsdp: deepspeed shards the model already", "keep one of them", commands=("train",)),
