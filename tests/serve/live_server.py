@@ -11,6 +11,7 @@ import uvicorn
 from llmforge.config.load import load_recipe
 from llmforge.infer.defaults import sampling_of
 from llmforge.infer.local.engine import LocalEngine
+from llmforge.infer.local.served import ServedModels
 from llmforge.serve.app import create_app
 from llmforge.serve.connections import CarefulProtocol
 from llmforge.serve.drain import DrainingServer
@@ -46,7 +47,7 @@ class Server:
     def of_run(cls, run_dir, **settings):
         """The run folder's model, greedy unless asked otherwise."""
         recipe = load_recipe([str(run_dir), *GREEDY, "served_model_name=tuned"], "api")
-        engine = LocalEngine.from_recipe(recipe)
+        engine = LocalEngine(ServedModels.from_recipe(recipe))  # in this process, which has torch already
         return cls(engine, defaults=sampling_of(recipe.generate), **settings)
 
     def ask(self, text=QUESTION, model=None, **settings):
