@@ -9,7 +9,7 @@ import pytest
 
 from llmforge.data import cache
 from llmforge.data.encode import EncodeOptions
-from llmforge.data.entry import DatasetEntry
+from llmforge.data.entry import DatasetEntry, read_entry
 from llmforge.data.prepare import ORIGINS, ROWS, SMALL, Reading, prepare, prepared_key
 from llmforge.data.templates.find import get_template
 from llmforge.data.templates.template import LabelPolicy
@@ -180,3 +180,23 @@ def test_the_folder_is_the_recipes_or_the_environments(monkeypatch, tmp_path):
     assert cache.cache_root(str(tmp_path / "mine")) == tmp_path / "mine" / "encoded"
     monkeypatch.delenv("FORGE_HOME")
     assert cache.cache_root().parts[-3:] == (".cache", "forge", "encoded")
+
+
+def test_a_hub_s_data_set_is_prepared_once_for_each_version(tmp_path, template, tokenizer, monkeypatch):
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "set").mkdir()
+    write(tmp_path / "set/train.jsonl")
+    entry = read_entry("s", {"hf_hub_url": str(tmp_path / "set")}, tmp_path)
+
+    def prepared():
+        return prepare(Reading(entry, "sft"), template, tokenizer, OPTIONS, tmp_path / "encoded")
+
+    first, second = prepared(), prepared()
+    assert (first.made, second.made) == (True, False)
+    assert second.folder == first.folder
+    assert second.encoded.input_ids.tolist() == first.encoded.input_ids.tolist()
+    assert str(second.source(3)) == str(first.source(3)) == f"hf:{tmp_path / 'set'} row 4"
+    write(tmp_path / "set/train.jsonl", 2001)
+    third = prepared()
+    assert (third.made, third.read.rows_in) == (True, 2001)

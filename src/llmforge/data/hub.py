@@ -13,6 +13,26 @@ def read_hub_rows(entry: DatasetEntry) -> Iterator[tuple[int, Any]]:
     """(row number from 1, row) of the entry's subset and split; what was fetched before needs no network.
 
     Raises:
+        RecipeError: as `open_hub`.
+    """
+    yield from enumerate(open_hub(entry), 1)
+
+
+def hub_version(entry: DatasetEntry) -> str | None:
+    """What the library calls the content of its copy, which changes when that does; None when it has no name for it.
+
+    Raises:
+        RecipeError: as `open_hub`.
+    """
+    rows = open_hub(entry)
+    version = getattr(rows, "_fingerprint", None)  # of a datasets.Dataset: a hash of where its rows come from
+    return str(version) if version else None
+
+
+def open_hub(entry: DatasetEntry) -> Any:
+    """The library's own rows of the entry, which can be iterated.
+
+    Raises:
         RecipeError: the repository cannot be had, for any reason; says what to do instead.
     """
     assert entry.hub is not None
@@ -36,4 +56,4 @@ def read_hub_rows(entry: DatasetEntry) -> Iterator[tuple[int, Any]]:
             f"dataset {entry.name!r}: {repository} cannot be read from {hub} ({first_line}). "
             f"Without network, download its files and use file_name"
         ) from None
-    yield from enumerate(rows, 1)
+    return rows

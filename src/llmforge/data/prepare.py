@@ -25,6 +25,7 @@ from llmforge.data.encode_groups import row_encoder
 from llmforge.data.entry import DatasetEntry
 from llmforge.data.example import EncodedSet, Example, RowRef, RowReport
 from llmforge.data.files import data_files
+from llmforge.data.hub import hub_version
 from llmforge.data.read import iter_examples
 from llmforge.data.split import group_key, row_key
 from llmforge.data.templates.template import Template
@@ -61,6 +62,16 @@ class Reading:
         return data_files(self.entry.path) if self.entry.path else []
 
     @cached_property
+    def names(self) -> list[str]:
+        """What rows call the place they come from: the files, or the hub."""
+        return [str(path) for path in self.files] or [self.entry.where]
+
+    @cached_property
+    def version(self) -> str | None:
+        """What tells the content of a hub's data set from another; None for files, and where the hub does not say."""
+        return hub_version(self.entry) if self.entry.hub else None
+
+    @cached_property
     def hashes(self) -> dict[str, str]:
         """File -> sha256."""
         return {str(path): sha256_file(path) for path in self.files}
@@ -95,7 +106,7 @@ class Prepared:
 
     def source(self, example: int) -> RowRef:
         """Where an example stands."""
-        name = self.reading.entry.where if not self.reading.files else str(self.reading.files[self.files[example]])
+        name = self.reading.names[self.files[example]]
         return RowRef(name, int(self.numbers[example]))
 
 
@@ -121,7 +132,8 @@ def prepare(
     """
     encoder = row_encoder(template, tokenizer, options)
     size = sum(path.stat().st_size for path in reading.files)
-    if not reading.files or (size < SMALL and not keep_small):  # rows of a hub lie in its own cache; no file to hash
+    is_small = bool(reading.files) and size < SMALL and not keep_small
+    if is_small or (not reading.files and reading.version is None):
         return _in_memory(reading, encoder)
     folder = root / prepared_key(reading, template, tokenizer, options)
 
@@ -145,7 +157,7 @@ def prepared_key(reading: Reading, template: Template, tokenizer: Tokenizer, opt
     entry = reading.entry
     said = {
         "version": VERSION,
-        "files": list(reading.hashes.values()),
+        "files": [*reading.hashes.values(), *([reading.version] if reading.version else [])],
         "kinds": ["".join(path.suffixes) for path in reading.files],
         "entry": {**asdict(replace(entry, path=None)), "named": sorted(entry.named)},
         "format": _code_of(entry.formatting),
@@ -214,7 +226,7 @@ def _prepared(
 
 def _encode(reading: Reading, encoder: RowEncoder, report: RowReport, sink: Any, origins: Any) -> Outcome:
     """Stream the examples through the encoder, and note each one's origin on the way."""
-    position = {str(path): number for number, path in enumerate(reading.files)}
+    position = {name: number for number, name in enumerate(reading.names)}
     waiting: list[tuple[int, int, int, int]] = []
 
     def note() -> None:
@@ -238,7 +250,7 @@ def _encode(reading: Reading, encoder: RowEncoder, report: RowReport, sink: Any,
 
 def _told(report: RowReport, reading: Reading) -> dict[str, Any]:
     """A report with files as numbers, since the same content may lie elsewhere next time."""
-    position = {str(path): number for number, path in enumerate(reading.files)}
+    position = {name: number for number, name in enumerate(reading.names)}
     return {
         **asdict(report),
         "where": reading.entry.where,
@@ -249,7 +261,7 @@ def _told(report: RowReport, reading: Reading) -> dict[str, Any]:
 
 def _read_again(told: dict[str, Any], reading: Reading) -> RowReport:
     def rows(of: Sequence[Any]) -> list[tuple[RowRef, str]]:
-        return [(RowRef(str(reading.files[file]), row), text) for file, row, text in of]
+        return [(RowRef(reading.names[file], row), text) for file, row, text in of]
 
     return RowReport(
         f"read {reading.entry.name}",
