@@ -8,10 +8,12 @@ import shutil
 import pytest
 import tiny_gguf
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from llmforge.config.load import load_recipe
 from llmforge.data.example import Message
+from llmforge.data.tokenizer import load_tokenizer
 from llmforge.errors import RecipeError
 from llmforge.infer.gguf import GgufEngine, read_shape
 from llmforge.infer.protocol import Conversation, EngineUnavailable, GenerateRequest, RequestError, Sampling, TokenIds
@@ -25,12 +27,23 @@ PROMPTS = (
 
 
 @pytest.fixture(scope="module")
-def gguf_path(tiny_model_dir, tmp_path_factory):
+def model_dir(tiny_model_dir, tmp_path_factory):
+    """The tiny model, whose head never prefers bytes beyond ASCII: llama.cpp leaves out ids of half characters."""
+    folder = tmp_path_factory.mktemp("ascii") / "tiny"
+    shutil.copytree(tiny_model_dir, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tokenizer = load_tokenizer(folder)
+    for id in range(len(tokenizer)):
+        if not tokenizer.decode([id]).isascii():
+            tensors["lm_head.weight"][id] = 0
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gguf_path(model_dir):
     """tiny.gguf with its tokenizer beside it."""
-    folder = tmp_path_factory.mktemp("gguf")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(tiny_model_dir / name, folder / name)
-    return tiny_gguf.write_gguf(tiny_model_dir, folder / "tiny.gguf")
+    return tiny_gguf.write_gguf(model_dir, model_dir / "tiny.gguf")
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +76,8 @@ def reply(pieces):
     return [id for piece in pieces for id in piece.token_ids], "".join(piece.text for piece in pieces)
 
 
-def test_greedy_replies_are_those_of_transformers(engine, runner, tiny_model_dir):
-    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
+def test_greedy_replies_are_those_of_transformers(engine, runner, model_dir):
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
 
     async def all_at_once():
         return await asyncio.gather(*(collect(engine, ask(text, ignore_eos=True)) for text in PROMPTS))
@@ -110,9 +123,10 @@ def test_logprobs_come_with_as_many_alternatives_as_asked_for(engine, runner):
 
 
 def test_a_schema_binds_the_reply(engine, runner):
-    schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
+    schema = {"enum": ["打印机", "箭头"]}  # characters of several tokens
     pieces = runner.run(collect(engine, ask(constraint={"type": "json_schema", "schema": schema}, max_new_tokens=60)))
-    assert reply(pieces)[1].replace(" ", "").replace("\n", "") in ('{"a":1}', '{"a":2}')
+    assert reply(pieces)[1] in ('"打印机"', '"箭头"')
+    assert pieces[-1].finish_reason == "stop"
 
 
 @pytest.mark.parametrize(
@@ -142,8 +156,8 @@ def test_a_deadline_ends_the_reply_with_timeout(engine, runner):
 def test_the_header_tells_context_vocabulary_and_cache(gguf_path):
     shape = read_shape(gguf_path)
     assert shape.context == 512
-    assert shape.vocab_size == 384
-    assert shape.bytes_per_token == 2 * 2 * 4 * 8 * 2 or shape.bytes_per_token == 2 * 2 * 2 * 8 * 2
+    assert shape.vocab_size > 300
+    assert shape.bytes_per_token == 2 * 2 * 2 * 8 * 2  # layers, key and value, heads, their width, fp16
 
 
 def test_a_stopped_engine_refuses(gguf_path, runner):

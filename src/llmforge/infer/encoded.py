@@ -101,8 +101,8 @@ class EncodedEngine(ABC):
         """URL and body for reply number `index` of a job."""
 
     @abstractmethod
-    def read(self, event: dict[str, Any], job: Job) -> Step:
-        """One event of its stream."""
+    def read(self, event: dict[str, Any], reply: GrowingReply) -> Step:
+        """One event of its stream; `reply` is what came before."""
 
     @property
     def headers(self) -> dict[str, str]:
@@ -235,7 +235,7 @@ class EncodedEngine(ABC):
                     async for event in _events(answer.content):
                         if "error" in event:
                             raise EngineFailure(f"the {self.name} server failed: {event['error']}")
-                        for piece in self._take(reply, self.read(event, job)):
+                        for piece in self._take(reply, self.read(event, reply)):
                             pieces.put_nowait(piece)
                         if reply.ended:
                             return

@@ -18,7 +18,7 @@ from llmforge.errors import RecipeError, RunError, require
 from llmforge.infer.encoded import EncodedEngine, Step
 from llmforge.infer.local.draw import Choice
 from llmforge.infer.local.intake import Limits
-from llmforge.infer.local.reply import Job
+from llmforge.infer.local.reply import GrowingReply, Job
 from llmforge.infer.protocol import ModelCard
 
 # presence_penalty and frequency_penalty count the prompt's tokens too in llama.cpp, which is not what they mean.
@@ -132,10 +132,13 @@ class GgufEngine(EncodedEngine):
             body["json_schema"] = job.request.constraint.get("schema") or {"type": "object"}
         return f"{self._server.listening_address}/completion", body
 
-    def read(self, event: dict[str, Any], job: Job) -> Step:
+    def read(self, event: dict[str, Any], reply: GrowingReply) -> Step:
         known = {entry["id"]: entry for entry in event.get("completion_probabilities") or ()}
-        num_top = job.request.sampling.logprobs or 0
-        choices = [_choice(token, known.get(token), num_top) for token in event.get("tokens") or ()]
+        ids = list(event.get("tokens") or ())
+        if event.get("tokens_predicted", 0) > len(reply.token_ids) + len(ids) and event.get("content"):
+            # llama.cpp sends the text of a character whose bytes were several tokens, but the last one's id alone.
+            ids = self.tokenizer.ids(event["content"], after="text")
+        choices = [_choice(token, known.get(token), reply.job.request.sampling.logprobs or 0) for token in ids]
         if not event.get("stop"):
             return Step(choices)
         finish = "length" if event.get("stop_type") == "limit" else "stop"

@@ -26,7 +26,7 @@ from llmforge.errors import RecipeError, RunError
 from llmforge.infer.encoded import EncodedEngine, Step
 from llmforge.infer.local.draw import Choice
 from llmforge.infer.local.intake import Limits
-from llmforge.infer.local.reply import Job
+from llmforge.infer.local.reply import GrowingReply, Job
 from llmforge.infer.protocol import ModelCard, RequestError, Sampling
 from llmforge.infer.remote import check_url
 from llmforge.process import free_port
@@ -169,7 +169,7 @@ class VllmEngine(EncodedEngine):
             except (aiohttp.ClientError, OSError, ValueError, KeyError) as error:
                 why = type(error).__name__
             if not self.is_alive:
-                raise RunError(f"vLLM ended while it started:\n{self._last_lines()}")
+                raise RunError(f"vLLM ended while it started:{self._last_lines()}")
             if time.monotonic() > ends_at:
                 raise RunError(f"vLLM does not answer at {self.url} ({why}){self._last_lines()}")
             await asyncio.sleep(POLL_S)
@@ -225,13 +225,13 @@ class VllmEngine(EncodedEngine):
             body["response_format"] = _response_format(job.request.constraint)
         return f"{self.url}/completions", body
 
-    def read(self, event: dict[str, Any], job: Job) -> Step:
+    def read(self, event: dict[str, Any], reply: GrowingReply) -> Step:
         choices: list[Choice] = []
-        finish = None
+        finish, num_top = None, reply.job.request.sampling.logprobs
         for choice in event.get("choices") or ():
             if choice.get("token_ids") is None and choice.get("text"):
                 raise RequestError("this vLLM does not send token ids; version 0.10.2 or newer is needed")
-            choices += _choices(choice.get("token_ids") or (), choice.get("logprobs"), job.request.sampling.logprobs)
+            choices += _choices(choice.get("token_ids") or (), choice.get("logprobs"), num_top)
             finish = choice.get("finish_reason") or finish
         return Step(choices, finish)
 
