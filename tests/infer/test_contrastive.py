@@ -7,7 +7,11 @@ import torch
 import torch.nn.functional as F
 import transformers
 
+from llmforge.data.templates.find import get_template
+from llmforge.data.tokenizer import load_tokenizer
 from llmforge.infer.local.contrastive import ContrastiveSearch, pick
+from llmforge.infer.local.core import LocalCore
+from llmforge.infer.protocol import GenerateRequest, RequestError, Sampling, TokenIds
 
 SIZES = {
     "Llama": {
@@ -77,3 +81,54 @@ def test_a_forbidden_token_is_no_candidate():
     scores = torch.full_like(search.logits, -torch.inf)
     scores[[17, 18]] = search.logits[[17, 18]]
     assert search.take(scores) in (17, 18)
+
+
+# In the core
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_tokenizer_dir):
+    return load_tokenizer(tiny_tokenizer_dir)
+
+
+@pytest.fixture(scope="module")
+def core(tokenizer):
+    torch.manual_seed(1)
+    config = transformers.LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=256, **SIZES["Llama"])
+    config.initializer_range = 0.3
+    model = transformers.LlamaForCausalLM(config).eval()
+    return LocalCore(model, tokenizer, get_template("chatml", tokenizer))
+
+
+def ask(**sampling):
+    settings = {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True, **sampling}
+    return GenerateRequest("m", TokenIds(tuple(PROMPT)), Sampling(**settings))
+
+
+SEARCH = {"penalty_alpha": 0.6, "top_k": 4}
+
+
+def test_a_request_searches_beside_others_that_draw(core):
+    expected = reference(core.model, PROMPT, 4, 0.6, 12)
+    replies = core.generate_all([ask(), ask(**SEARCH, n=2), ask(temperature=1, seed=3)])
+    alone = core.generate_all([ask()])[0][0]
+    assert [list(reply.token_ids) for reply in replies[1]] == [expected, expected]
+    assert replies[0][0].token_ids == alone.token_ids != tuple(expected)
+    assert {reply.finish_reason for group in replies for reply in group} == {"length"}
+    assert core.is_idle
+
+
+def test_bias_and_logprobs_hold_in_a_search(core):
+    first = reference(core.model, PROMPT, 4, 0.6, 1)[0]
+    (reply,) = core.generate_all([ask(**SEARCH, logit_bias={first: -100.0}, logprobs=2, max_new_tokens=3)])[0]
+    assert first not in reply.token_ids
+    with torch.no_grad():
+        logprobs = core.model(input_ids=torch.tensor([PROMPT])).logits[0, -1].log_softmax(-1)
+    assert reply.logprobs[0].logprob == pytest.approx(logprobs[reply.token_ids[0]].item(), abs=1e-4)
+    assert [id for id, _, _ in reply.logprobs[0].top] == logprobs.topk(2).indices.tolist()
+
+
+@pytest.mark.parametrize("wrong", [{"penalty_alpha": 1.5, "top_k": 4}, {"penalty_alpha": 0.6}])
+def test_a_search_without_sense_is_refused_by_name(core, wrong):
+    with pytest.raises(RequestError, match=r"penalty_alpha: got .*top_k from 1 to 64"):
+        core.prepare(ask(**wrong))

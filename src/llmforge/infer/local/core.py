@@ -23,6 +23,7 @@ from llmforge.infer.local.reply import GrowingReply, Job, Reply
 from llmforge.infer.local.row import Row
 from llmforge.infer.local.runner import Adapters, PagedRunner, measure
 from llmforge.infer.local.sampler import Sampler
+from llmforge.infer.local.searches import Searches
 from llmforge.infer.local.text import ReplyText, StopStrings, TextStream
 from llmforge.infer.protocol import Capabilities, Conversation, GenerateRequest, Piece, Sampling, Usage
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from llmforge.data.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
+CACHE_BYTES = 4 << 30  # of keys and values in a server, unless its recipe says otherwise
 CONTEXT = 8  # last prompt tokens that decide how a continued text begins: a leading space, bytes of one character
 
 
@@ -90,10 +92,11 @@ class LocalCore:
         self.adapters = adapters
         self.context_length = context_length(model)
         embedding = base_of(model).get_input_embeddings().weight
-        self.vocab_size, self.device = embedding.shape[0], embedding.device
+        self.vocab_size, self.device, self.dtype = embedding.shape[0], embedding.device, embedding.dtype
         self.stop_ids = frozenset([*template.stop_ids(tokenizer), *model_stop_ids(model)])
         self.grammars = Grammars(tokenizer, self.vocab_size, sorted(self.stop_ids), template)
         self._runner: PagedRunner | PaddedRunner | None = None
+        self._searches = Searches(tokenizer.pad_id or 0)
         self._sampler = Sampler([], self.vocab_size, self.device)
         self._drawn: list[Row | None] = []  # the sampler's rows, in its order; None: not up to date
         self._progress: dict[int, _Progress] = {}  # by id of the job
@@ -159,16 +162,18 @@ class LocalCore:
     def submit(self, job: Job) -> None:
         """Let a prepared job run from the next step on; its replies share the prompt's cache."""
         runner = self._ready()
+        searches = job.request.sampling.penalty_alpha > 0
         self._progress[id(job)] = _Progress(job.num_rows)
         longest = len(job.prompt_ids) + job.max_new_tokens
         for index in range(job.num_rows):
             reply = GrowingReply(0, job, index, self._text(job), self.tokenizer, self.template, self._matcher(job))
-            runner.add(Row.of(reply, next(self._orders)), longest)
+            row = Row.of(reply, next(self._orders))
+            self._searches.add(row) if searches else runner.add(row, longest)
 
     @property
     def is_idle(self) -> bool:
         """Whether a step would have nothing to do."""
-        return self._runner is None or not self._runner.rows
+        return not self._searches.rows and (self._runner is None or not self._runner.rows)
 
     @torch.no_grad()
     def step(self) -> list[tuple[Job, Piece]]:
@@ -177,7 +182,9 @@ class LocalCore:
         The model must be in eval mode. A row whose computation fails gets a piece with its error; others go on.
         """
         runner = self._ready()
-        pieces = self._interrupted()
+        pieces = [*self._interrupted(), *self._search()]
+        if not runner.rows:
+            return pieces
         due = runner.plan()
         masks = masks_of([row.reply.matcher for row in due])  # worked out beside the forward pass
         try:
@@ -227,7 +234,7 @@ class LocalCore:
         return Limits(self.vocab_size, self.context_length, self.stop_ids, self._ready().limit)
 
     def capabilities(self) -> Capabilities:
-        names = frozenset(field.name for field in dataclasses.fields(Sampling)) - {"penalty_alpha"}
+        names = frozenset(field.name for field in dataclasses.fields(Sampling))
         return Capabilities(names, grammar_kinds(), tokenize=True, max_running=self.max_rows)
 
     def replace_model(self, model: Any) -> None:
@@ -250,6 +257,14 @@ class LocalCore:
         if not self.is_idle:
             raise RuntimeError("the cache cannot be released while replies are running")
         self._runner = None
+
+    def set_cache(self, num_bytes: int | None, num_workers: int = 1) -> None:
+        """Limit the cache to a worker's share of so many bytes, by default CACHE_BYTES, and of what is free."""
+        runner = self._ready()
+        if isinstance(runner, PagedRunner):
+            free = runner.limit * runner.bytes_per_token
+            wanted = CACHE_BYTES if num_bytes is None else num_bytes
+            runner.resize(min(wanted, free) // num_workers // runner.bytes_per_token)
 
     def _ready(self) -> PagedRunner | PaddedRunner:
         """The runner; made at first use, since looking at the model takes two small forward passes."""
@@ -303,11 +318,26 @@ class LocalCore:
     def _interrupted(self) -> list[tuple[Job, Piece]]:
         """Last pieces of replies whose request was cancelled or ran out of time."""
         pieces = []
-        if self._runner is not None:
-            for row in self._runner.rows:
+        for owner in (self._searches, *([self._runner] if self._runner is not None else [])):
+            for row in list(owner.rows):
                 if (piece := row.reply.interrupted()) is not None:
-                    self._runner.remove(row)
+                    owner.remove(row)
                     pieces.append(self._counted(row, piece))
+        return pieces
+
+    def _search(self) -> list[tuple[Job, Piece]]:
+        """One more token of every reply that is written by contrastive search."""
+        pieces = []
+        for row in list(self._searches.rows):
+            try:
+                piece = row.reply.take(self._searches.choose(row, self.model, self._ready().adapters))
+            except Exception as error:
+                log.exception("a contrastive search failed")
+                piece = row.reply.fail(f"the model failed: {type(error).__name__}: {error}")
+            if row.reply.ended:
+                self._searches.remove(row)
+            if piece is not None:
+                pieces.append(self._counted(row, piece))
         return pieces
 
     def _counted(self, row: Row, piece: Piece) -> tuple[Job, Piece]:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from llmforge.data.templates.template import Template
     from llmforge.data.tokenizer import Tokenizer
 
+MOST_CANDIDATES = 64  # of contrastive search, which reads each of them
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -120,6 +122,10 @@ def check_sampling(sampling: Sampling, vocab_size: int) -> None:
         "temperature": (0 <= sampling.temperature < float("inf"), "0 or more"),
         "top_p": (0 < sampling.top_p <= 1, "above 0, at most 1"),
         "top_k": (sampling.top_k >= 0, "0 (all tokens) or more"),
+        "penalty_alpha": (
+            0 <= sampling.penalty_alpha <= 1 and (not sampling.penalty_alpha or 1 <= sampling.top_k <= MOST_CANDIDATES),
+            f"0 to 1, and with it a top_k from 1 to {MOST_CANDIDATES}",
+        ),
         "min_p": (0 <= sampling.min_p <= 1, "0 to 1"),
         "repetition_penalty": (0 < sampling.repetition_penalty < float("inf"), "above 0"),
         "n": (sampling.n >= 1, "at least 1"),

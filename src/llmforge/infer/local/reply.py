@@ -94,7 +94,8 @@ class GrowingReply:
     def take(self, choice: Choice | None) -> Piece | None:
         """Add a token; return a piece when text came out or the reply ended."""
         if choice is None:
-            return self._end("error", error="the model gave no usable logits (NaN or infinite)")
+            failed = None if self.matcher is None else self.matcher.error
+            return self._end("error", error=failed or "the model gave no usable logits (NaN or infinite)")
         self.token_ids.append(choice.token_id)
         if self.matcher is not None:
             self.matcher.take(choice.token_id)

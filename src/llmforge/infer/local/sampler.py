@@ -82,7 +82,7 @@ class Sampler:
         A row whose logits are not numbers, or allow no token, gets None.
         """
         logits = logits.float()
-        scores = self._penalised(logits)
+        scores = self.penalised(logits)
         best, tokens = scores.max(dim=-1)
         if not all(self.greedy):
             draws = [uniform(draw.seed, draw.index, step) for draw, step in zip(self.draws, steps, strict=True)]
@@ -96,9 +96,10 @@ class Sampler:
             Choice(token) if ok else None
             for token, ok in zip(tokens.tolist(), torch.isfinite(best).tolist(), strict=True)
         ]
-        return self._with_logprobs(chosen, logits)
+        return self.with_logprobs(chosen, logits)
 
-    def _penalised(self, logits: Tensor) -> Tensor:
+    def penalised(self, logits: Tensor) -> Tensor:
+        """Logits (rows, vocab) after penalties and logit bias."""
         scores = logits
         if self.seen is not None:
             damped = torch.where(scores > 0, scores / self.repetition, scores * self.repetition)
@@ -154,7 +155,7 @@ class Sampler:
         inside = (mass - weights < target).sum(dim=-1, keepdim=True)
         return torch.where(wanted, values.gather(1, (inside - 1).clamp(min=0)), -math.inf)
 
-    def _with_logprobs(self, chosen: list[Choice | None], logits: Tensor) -> list[Choice | None]:
+    def with_logprobs(self, chosen: list[Choice | None], logits: Tensor) -> list[Choice | None]:
         """Fill in the log-probabilities of the model itself (before penalties and temperature) where asked for."""
         asked = [row for row, draw in enumerate(self.draws) if draw.sampling.logprobs is not None and chosen[row]]
         if not asked:
