@@ -24,6 +24,7 @@ PATH_KEYS = (
     "deepspeed",
     "dataset_dir",
     "plugins",
+    "reward_model",
 )
 
 
