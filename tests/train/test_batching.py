@@ -10,6 +10,7 @@ from llmforge.config.load import load_recipe
 from llmforge.errors import RecipeError
 from llmforge.model.attention import runs_forest, use_forest_attention
 from llmforge.model.lean import take_lean_layers
+from llmforge.model.memory import MOMENTARY
 from llmforge.train.batching import choose_batching, pass_memory
 
 SIZES = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -86,8 +87,9 @@ def test_a_token_leaves_what_its_layers_keep():
     model = make(**MORE)
     take_lean_layers(model)
     use_forest_attention(model)
-    # inputs and outputs of two norms, q + k + v, attention's output twice, gate + up
-    layer = 4 * 32 + (32 + 16 + 16) + 2 * 32 + 2 * 48
+    # inputs of two norms, the output of the one before plain linears, q + k + v, attention's output, gate + up
+    layer = 3 * 32 + (32 + 16 + 16) + 32 + 2 * 48 + (4 + 2)  # and log-sum-exps of 4 heads, scales of 2 norms
     ends = 2 * 32 + 2 * 8  # the last norm's input and output, cosines and sines
-    workspace = 4 * 48
-    assert pass_memory(model).per_token == pytest.approx(4 * (2 * layer + ends + workspace), rel=0.03)
+    memory = pass_memory(model)
+    assert memory.per_token == pytest.approx((1 + MOMENTARY) * 4 * (2 * layer + ends), rel=0.03)
+    assert memory.kept_per_token == pytest.approx(4 * (2 * (layer - 32) + 32 + 1), rel=0.03)

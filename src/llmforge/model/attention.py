@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.utils.checkpoint import checkpoint
 
+from llmforge.model.arena import empty_to_keep, keep
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -79,70 +81,82 @@ class ForestMask:
 
 
 class _SegmentAttention(Function):
+    """In the kernels' batch dimension stand the query heads of one key head, so keys and values need no copies."""
+
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, segments: list, scale: float) -> Tensor:
         heads, length, width = query.shape
         kv_heads = key.shape[0]
         group = heads // kv_heads
-        out = query.new_empty(1, heads, length, width)
-        lse = torch.empty(1, heads, length, dtype=torch.promote_types(query.dtype, torch.float32))
+        # Token by token in memory, as the output projection wants it: what that keeps for its backward pass and what is
+        # kept here are then the same memory.
+        out = empty_to_keep(query, length, heads, width).transpose(0, 1)
+        lse = empty_to_keep(query, heads, length, dtype=torch.promote_types(query.dtype, torch.float32))
+        query, key, value = keep(query), keep(key), keep(value)
         for start, end, _ in segments:
             own = slice(start, end)
-            k, v = (x[:, own].repeat_interleave(group, 0)[None] for x in (key, value))
-            out[:, :, own], lse[:, :, own] = _flash(query[None, :, own], k, v, 0.0, True, scale=scale)
+            part, part_lse = _flash(
+                _grouped(query[:, own], kv_heads), _shared(key[:, own], group), _shared(value[:, own], group),
+                0.0, True, scale=scale,
+            )  # fmt: skip
+            _grouped(out[:, own], kv_heads).copy_(part)
+            _grouped(lse[:, own], kv_heads).copy_(part_lse)
         for start, end, below in segments:
             if below == end:
                 continue
-            # The heads that share a key head fold into the query length: no copy of keys or values is needed.
-            q = query[:, end:below].reshape(1, kv_heads, group * (below - end), width)
-            part, part_lse = _flash(q, key[None, :, start:end], value[None, :, start:end], 0.0, False, scale=scale)
-            part, part_lse = part.reshape(1, heads, below - end, width), part_lse.reshape(1, heads, below - end)
-            here, old = out[:, :, end:below], lse[:, :, end:below]
+            part, part_lse = _flash(
+                _grouped(query[:, end:below], kv_heads), _shared(key[:, start:end], group),
+                _shared(value[:, start:end], group), 0.0, False, scale=scale,
+            )  # fmt: skip
+            here, old = _grouped(out[:, end:below], kv_heads), _grouped(lse[:, end:below], kv_heads)
             new = torch.logaddexp(old, part_lse)
             here.mul_(torch.exp(old - new)[..., None].to(here.dtype))
             here.addcmul_(part, torch.exp(part_lse - new)[..., None].to(here.dtype))
-            lse[:, :, end:below] = new
+            old.copy_(new)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.segments, ctx.scale = segments, scale
-        return out[0]
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple:
         query, key, value, out, lse = ctx.saved_tensors
-        scale = ctx.scale
-        heads, _, width = query.shape
         kv_heads = key.shape[0]
-        group = heads // kv_heads
-        grad = grads[0].contiguous()[None]
-        dq, dk, dv = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+        group = query.shape[0] // kv_heads
+        grad = grads[0]
+        if grad.stride(-1) != 1:
+            grad = grad.contiguous()
+        dq, dk, dv = (torch.empty_like(x) for x in (query, key, value))
+
+        def part(seen: slice, by: slice, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
+            a, b, c = _flash_backward(
+                _grouped(grad[:, by], kv_heads), _grouped(query[:, by], kv_heads), _shared(key[:, seen], group),
+                _shared(value[:, seen], group), _grouped(out[:, by], kv_heads), _grouped(lse[:, by], kv_heads),
+                0.0, causal, scale=ctx.scale,
+            )  # fmt: skip
+            return a, b.sum(0), c.sum(0)
+
         for start, end, _ in ctx.segments:
             own = slice(start, end)
-            k, v = (x[:, own].repeat_interleave(group, 0)[None] for x in (key, value))
-            a, b, c = _flash_backward(
-                grad[:, :, own], query[None, :, own], k, v, out[:, :, own], lse[:, :, own], 0.0, True, scale=scale
-            )
-            dq[:, own] = a[0]
-            dk[:, own] = b[0].reshape(kv_heads, group, end - start, width).sum(1)
-            dv[:, own] = c[0].reshape(kv_heads, group, end - start, width).sum(1)
+            a, dk[:, own], dv[:, own] = part(own, own, True)
+            _grouped(dq[:, own], kv_heads).copy_(a)
         for start, end, below in ctx.segments:
             if below == end:
                 continue
-            folded = (1, kv_heads, group * (below - end), width)
-            a, b, c = _flash_backward(
-                grad[:, :, end:below].reshape(folded),
-                query[:, end:below].reshape(folded),
-                key[None, :, start:end],
-                value[None, :, start:end],
-                out[:, :, end:below].reshape(folded),
-                lse[:, :, end:below].reshape(folded[:3]),
-                0.0,
-                False,
-                scale=scale,
-            )
-            dq[:, end:below] += a.reshape(heads, below - end, width)
-            dk[:, start:end] += b[0]
-            dv[:, start:end] += c[0]
+            a, b, c = part(slice(start, end), slice(end, below), False)
+            _grouped(dq[:, end:below], kv_heads).add_(a)
+            dk[:, start:end] += b
+            dv[:, start:end] += c
         return dq, dk, dv, None, None
+
+
+def _grouped(of_heads: Tensor, kv_heads: int) -> Tensor:
+    """(heads, ...) seen as (heads of a group, key heads, ...)."""
+    return of_heads.unflatten(0, (kv_heads, -1)).transpose(0, 1)
+
+
+def _shared(of_key_heads: Tensor, group: int) -> Tensor:
+    """(key heads, ...) seen as (group, key heads, ...), once in memory."""
+    return of_key_heads.expand(group, *of_key_heads.shape)
 
 
 def segment_attention(query: Tensor, key: Tensor, value: Tensor, forest: ForestMask, scale: float) -> Tensor:

@@ -2,16 +2,22 @@
 
 peft's own LoRA layer keeps the dropout's copy of its input, casts, and adds two full-size results. Here the frozen
 weight gets no gradient, the update rides on the large product (`addmm`), and nothing but the input and its rank-r
-image is kept. Taken only for a plain floating-point `nn.Linear`; every other layer is called as it is.
+image is kept; an input that a norm made is not kept either, but made again from what the norm keeps. Taken only for a
+plain floating-point `nn.Linear`; every other layer is called as it is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+
+from llmforge.model.arena import empty_to_keep, keep
+
+MLP_BLOCK = 512  # tokens: a block of the widest activations, some MB, stays in a CPU's cache
 
 
 class Linear(NamedTuple):
@@ -29,14 +35,14 @@ def _drop(x: Tensor, kept: Tensor | None, dropout: float) -> Tensor:
 
 
 def multiply(
-    x: Tensor, linear: Linear, kept: Tensor | None = None, dropout: float = 0.0
+    x: Tensor, linear: Linear, kept: Tensor | None = None, dropout: float = 0.0, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """The product (tokens, out) and the input's rank-r image (tokens, rank).
+    """The product (tokens, out), written to `out` if given, and the input's rank-r image (tokens, rank).
 
     `kept` (tokens, in) marks what dropout left of the update's input.
     """
     weight, bias, a, b, scale = linear
-    y = torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
+    y = torch.mm(x, weight.t(), out=out) if bias is None else torch.addmm(bias, x, weight.t(), out=out)
     if a is None or b is None:
         return y, None
     low = _drop(x, kept, dropout) @ a.t()
@@ -73,7 +79,8 @@ def multiply_backward(
         if needs[3]:
             d_a = image.t() @ _drop(x, kept, dropout)
         if needs[4]:
-            d_b = (grad.t() @ (x @ a.t() if low is None else low)).mul_(scale)
+            low = _drop(x, kept, dropout) @ a.t() if low is None else low
+            d_b = (low.t() @ grad).mul_(scale).t()  # this way round the product is several times faster on a CPU
     if needs[0]:
         d_x = grad @ weight if d_x is None else d_x.addmm_(grad, weight)
         if image is not None and a is not None:
@@ -81,27 +88,58 @@ def multiply_backward(
     return d_x, [d_weight, d_bias, d_a, d_b]
 
 
+class Normed(NamedTuple):
+    """What a norm's result was made from: layers that take the result keep this, which the norm keeps anyway."""
+
+    x: Tensor  # (..., hidden)
+    weight: Tensor  # (hidden,)
+    rms: Tensor  # (..., 1)
+
+    @classmethod
+    def behind(cls, x: Tensor) -> Normed | None:
+        """What `x` was made from, or None when it is no norm's result or was written to since."""
+        made_from, version = getattr(x, "made_from", (None, 0))
+        return made_from if version == x._version else None
+
+    def again(self) -> Tensor:
+        """The norm's result."""
+        return (self.x * self.rms).mul_(self.weight)
+
+
+def _keep(ctx: Any, flat: Tensor, source: Normed | None, *others: Tensor | None) -> None:
+    ctx.from_norm = source is not None
+    ctx.save_for_backward(*((keep(flat), None, None) if source is None else source), *others)
+
+
+def _kept(ctx: Any) -> tuple[Tensor, list[Any]]:
+    x, weight, rms, *others = ctx.saved_tensors
+    x = Normed(x, weight, rms).again() if ctx.from_norm else x
+    return x.reshape(-1, x.shape[-1]), others
+
+
 class _LoraLinear(Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float, dropout: float
-    ) -> Tensor:
+        ctx: Any, x: Tensor, source: Normed | None, dropout: float,
+        weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float,
+    ) -> Tensor:  # fmt: skip
         flat = x.reshape(-1, x.shape[-1])
         # One byte a number instead of a dropped copy of the input.
         kept = torch.rand_like(flat) >= dropout if dropout else None
         y, low = multiply(flat, Linear(weight, bias, a, b, scale), kept, dropout)
-        ctx.save_for_backward(flat, low, kept, weight, bias, a, b)
+        low = keep(low) if low is not None else None
+        _keep(ctx, flat, source, low, kept, weight, bias, a, b)
         ctx.scale, ctx.dropout, ctx.shape = scale, dropout, x.shape
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> tuple:
-        flat, low, kept, weight, bias, a, b = ctx.saved_tensors
+        flat, (low, kept, weight, bias, a, b) = _kept(ctx)
         grad = grad.reshape(-1, grad.shape[-1])
         linear = Linear(weight, bias, a, b, ctx.scale)
-        needs = ctx.needs_input_grad[:5]
+        needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[3:7])
         d_x, rest = multiply_backward(grad, flat, low, linear, needs, None, kept, ctx.dropout)
-        return (d_x.view(ctx.shape) if d_x is not None else None), *rest, None, None
+        return (d_x.view(ctx.shape) if d_x is not None else None), None, None, *rest, None
 
 
 def _three(tensors: Any, scales: tuple[float, float, float]) -> list[Linear]:
@@ -110,51 +148,89 @@ def _three(tensors: Any, scales: tuple[float, float, float]) -> list[Linear]:
     return [Linear(weight, bias, a, b, scale) for weight, bias, a, b, scale in groups]
 
 
+def _blocks(num_rows: int, block: int) -> Iterator[slice]:
+    for first in range(0, num_rows, block):
+        yield slice(first, min(first + block, num_rows))
+
+
 class _GatedMlp(Function):
-    """down(silu(gate(x)) * up(x)), keeping x and the two products: half of what autograd keeps."""
+    """down(silu(gate(x)) * up(x)), keeping x and the two products: half of what autograd keeps.
+
+    On a CPU a block of tokens at a time, so that what lies between two products stays in the cache.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scales: tuple[float, float, float], *tensors: Any) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, source: Normed | None, scales: tuple[float, float, float], *tensors: Any
+    ) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         gate, up, down = _three(tensors, scales)
-        g, _ = multiply(flat, gate)
-        u, _ = multiply(flat, up)
-        y, _ = multiply(nn.functional.silu(g).mul_(u), down)
-        ctx.save_for_backward(flat, g, u, *tensors)
+        g, u = (empty_to_keep(flat, len(flat), len(linear.weight)) for linear in (gate, up))
+        y = flat.new_empty(len(flat), len(down.weight))
+        for rows in _blocks(len(flat), _block_rows(flat)):
+            multiply(flat[rows], gate, out=g[rows])
+            multiply(flat[rows], up, out=u[rows])
+            multiply(nn.functional.silu(g[rows]).mul_(u[rows]), down, out=y[rows])
+        _keep(ctx, flat, source, g, u, *tensors)
         ctx.scales, ctx.shape = scales, x.shape
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> tuple:
-        flat, g, u, *tensors = ctx.saved_tensors
-        gate, up, down = _three(tensors, ctx.scales)
-        needs = [ctx.needs_input_grad[2 + 4 * i : 6 + 4 * i] for i in range(3)]
+        flat, (g, u, *tensors) = _kept(ctx)
+        linears = _three(tensors, ctx.scales)
+        needs = [ctx.needs_input_grad[3 + 4 * i : 7 + 4 * i] for i in range(3)]
         grad = grad.reshape(-1, grad.shape[-1])
-        s = torch.sigmoid(g)
-        h = g * s  # silu(g)
-        d_hidden, d_down = multiply_backward(grad, h * u, None, down, (True, *needs[2]), None)
-        assert d_hidden is not None  # asked for in `needs`
-        d_up_out = d_hidden * h
-        # d silu / d g = s + silu(g) (1 - s)
-        d_gate_out = d_hidden.mul_(u).mul_(s.add_(h.mul_(1 - s)))
-        wants_x = ctx.needs_input_grad[0]
-        d_x, d_gate = multiply_backward(d_gate_out, flat, None, gate, (wants_x, *needs[0]), None)
-        d_x, d_up = multiply_backward(d_up_out, flat, None, up, (wants_x, *needs[1]), d_x)
-        return (d_x.view(ctx.shape) if d_x is not None else None), None, *d_gate, *d_up, *d_down
+        sums: list[list[Tensor | None]] = [[None] * 4 for _ in linears]
+        d_flat = torch.empty_like(flat) if ctx.needs_input_grad[0] else None
+        for rows in _blocks(len(flat), _block_rows(flat)):
+            d_x, *parts = _mlp_backward(grad[rows], flat[rows], g[rows], u[rows], linears, needs, d_flat is not None)
+            if d_flat is not None and d_x is not None:
+                d_flat[rows] = d_x
+            sums = [[_plus(old, new) for old, new in zip(*pair, strict=True)] for pair in zip(sums, parts, strict=True)]
+        d_x = d_flat.view(ctx.shape) if d_flat is not None else None
+        return d_x, None, None, *sums[0], *sums[1], *sums[2]
+
+
+def _block_rows(flat: Tensor) -> int:
+    return MLP_BLOCK if flat.device.type == "cpu" else max(len(flat), 1)
+
+
+def _plus(total: Tensor | None, part: Tensor | None) -> Tensor | None:
+    return part if total is None or part is None else total.add_(part)
+
+
+def _mlp_backward(
+    grad: Tensor, x: Tensor, g: Tensor, u: Tensor, linears: list[Linear], needs: list[tuple[bool, ...]], wants_x: bool
+) -> tuple[Tensor | None, list[Tensor | None], list[Tensor | None], list[Tensor | None]]:
+    """Gradients of a block of tokens: of x, and of the weights of gate, up and down."""
+    gate, up, down = linears
+    s = torch.sigmoid(g)
+    h = g * s  # silu(g)
+    d_hidden, d_down = multiply_backward(grad, h * u, None, down, (True, *needs[2]), None)
+    assert d_hidden is not None  # asked for in `needs`
+    d_up_out = d_hidden * h
+    # d silu / d g = s + silu(g) (1 - s)
+    d_gate_out = d_hidden.mul_(u).mul_(s.add_(h.mul_(1 - s)))
+    d_x, d_gate = multiply_backward(d_gate_out, x, None, gate, (wants_x, *needs[0]), None)
+    d_x, d_up = multiply_backward(d_up_out, x, None, up, (wants_x, *needs[1]), d_x)
+    return d_x, d_gate, d_up, d_down
 
 
 class _RmsNorm(Function):
     """x / rms(x) * weight, keeping x and its scale."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Normed]:
         rms = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
-        ctx.save_for_backward(x, weight, rms)
-        return (x * rms).mul_(weight)
+        made_from = Normed(keep(x), weight, keep(rms))
+        ctx.save_for_backward(*made_from)
+        return made_from.again(), made_from
 
     @staticmethod
-    def backward(ctx: Any, grad: Any) -> tuple:
+    def backward(ctx: Any, *grads: Any) -> tuple:
         x, weight, rms = ctx.saved_tensors
+        grad = grads[0]
         unit = x * rms
         d_weight = (grad * unit).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
         d_x = None
@@ -167,14 +243,17 @@ class _RmsNorm(Function):
 
 def lora_linear(x: Tensor, linear: Linear, dropout: float = 0.0) -> Tensor:
     """(..., in) -> (..., out); `dropout` is the share of the update's inputs set to 0."""
-    return _LoraLinear.apply(x, *linear, dropout)
+    return _LoraLinear.apply(x, Normed.behind(x), dropout, *linear)
 
 
 def gated_mlp(x: Tensor, gate: Linear, up: Linear, down: Linear) -> Tensor:
     """(..., hidden) -> (..., hidden), silu between."""
-    return _GatedMlp.apply(x, (gate.scale, up.scale, down.scale), *gate[:4], *up[:4], *down[:4])
+    return _GatedMlp.apply(x, Normed.behind(x), (gate.scale, up.scale, down.scale), *gate[:4], *up[:4], *down[:4])
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """(..., hidden); `eps` is added to the mean square."""
-    return _RmsNorm.apply(x, weight, eps)
+    y, made_from = _RmsNorm.apply(x, weight, eps)
+    if y.requires_grad:
+        y.made_from = Normed(*(part.detach() for part in made_from)), y._version
+    return y

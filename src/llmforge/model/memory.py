@@ -13,11 +13,13 @@ from typing import Any
 
 import psutil
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from llmforge.model.arena import Arena
 from llmforge.model.head_loss import CHUNK_BYTES
 
 PROBE_TOKENS = (32, 96)  # two lengths: the difference leaves out what does not grow with tokens
+MOMENTARY = 0.35  # results and gradients that live for a moment, and holes between them, to what is kept (measured)
 HEAD_CHUNKS = 4  # logits, their log-softmax, its gradient and one temporary
 MIN_TOKENS, MAX_TOKENS = 256, 4096  # above, a pass gains next to nothing (measured on 2 CPU cores); below, it crawls
 SHARE_OF_FREE = 0.6  # of free memory a run takes unless the recipe says otherwise: others live on the machine too
@@ -32,7 +34,8 @@ class PassMemory:
         held: measured: the process with its weights (CPU: resident, GPU: allocated).
         gradients, optimizer: of the trained weights.
         head: the largest chunk of logits with what is computed from it.
-        per_token: what one token leaves for the backward pass, plus the widest layer's workspace.
+        per_token: what one token leaves for the backward pass, and what lives for a moment beside it.
+        kept_per_token: the part of it that can lie in an arena.
     """
 
     held: int
@@ -40,6 +43,7 @@ class PassMemory:
     optimizer: int
     head: int
     per_token: float
+    kept_per_token: float
 
     @property
     def fixed(self) -> int:
@@ -61,8 +65,8 @@ def measure_pass(model: Any, forward: Callable[[int], Tensor]) -> PassMemory:
         forward: runs the model on so many tokens and returns hidden states that carry a gradient.
     """
     own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
-    short, long = (_saved_bytes(forward, tokens, own) for tokens in PROBE_TOKENS)
-    per_token = (long - short) / (PROBE_TOKENS[1] - PROBE_TOKENS[0])
+    (short, short_kept), (long, long_kept) = (_saved_bytes(forward, tokens, own) for tokens in PROBE_TOKENS)
+    more = PROBE_TOKENS[1] - PROBE_TOKENS[0]
     trained = [p for p in model.parameters() if p.requires_grad]
     device = next(model.parameters()).device
     return PassMemory(
@@ -70,13 +74,15 @@ def measure_pass(model: Any, forward: Callable[[int], Tensor]) -> PassMemory:
         gradients=sum(p.numel() * p.element_size() for p in trained),
         optimizer=sum(2 * 4 * p.numel() for p in trained),  # Adam's two moments in fp32
         head=HEAD_CHUNKS * CHUNK_BYTES,
-        per_token=per_token + _workspace_per_token(model),
+        per_token=(1 + MOMENTARY) * (long - short) / more,
+        kept_per_token=(long_kept - short_kept) / more,
     )
 
 
-def _saved_bytes(forward: Callable[[int], Tensor], tokens: int, own: set[int]) -> int:
-    """Bytes kept for the backward pass, each storage once, the model's own weights left out."""
+def _saved_bytes(forward: Callable[[int], Tensor], tokens: int, own: set[int]) -> tuple[int, int]:
+    """Bytes kept for the backward pass, each storage once, the model's own weights left out; and those for an arena."""
     seen: dict[int, int] = {}
+    arena = Arena()  # of no size: it only counts
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -84,17 +90,10 @@ def _saved_bytes(forward: Callable[[int], Tensor], tokens: int, own: set[int]) -
             seen[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), arena.open():
         states = forward(tokens)
     del states
-    return sum(seen.values())
-
-
-def _workspace_per_token(model: Any) -> int:
-    """Bytes a token takes for a moment in the backward pass of the widest layer: activations and their gradients."""
-    head = model.get_output_embeddings()
-    widest = max((m.out_features for m in model.modules() if isinstance(m, nn.Linear) and m is not head), default=0)
-    return 4 * widest * next(model.parameters()).element_size()
+    return sum(seen.values()), arena.wanted
 
 
 def held_bytes(device: torch.device) -> int:

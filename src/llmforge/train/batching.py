@@ -17,13 +17,14 @@ from llmforge.config.schema import Recipe
 from llmforge.data.example import Encoded
 from llmforge.data.plan import lay_padded, lay_tree
 from llmforge.errors import RecipeError
+from llmforge.model.arena import Arena
 from llmforge.model.attention import runs_forest, supports_forest, use_forest_attention
 from llmforge.model.forward import token_losses, token_states
 from llmforge.model.lean import take_lean_layers
 from llmforge.model.memory import GB, PassMemory, measure_pass, memory_limit
 from llmforge.train.steps import Line
 
-ROUNDING = 256  # tokens; a budget that follows free memory to the byte would cut the same run differently each time
+ROUNDING = 64  # tokens; a budget that follows free memory to the byte would cut the same run differently each time
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Batching:
 
     line: Line | None
     told: str  # for the log
+    arena: Arena | None = None  # memory for what a pass keeps
 
 
 def choose_batching(recipe: Recipe, model: Any, longest_row: int, tokens_before: int | None = None) -> Batching:
@@ -55,12 +57,16 @@ def choose_batching(recipe: Recipe, model: Any, longest_row: int, tokens_before:
         reason = f" ({why_not})" if why_not else ""
         return Batching(None, f"batching: padded, rows of similar length together{reason}; lean forms: {lean}")
     if recipe.train.deepspeed:  # the weights are not whole here, so a pass cannot be measured
-        tokens, told = max(recipe.train.per_device_train_batch_size * longest_row, ROUNDING), "as a padded pass"
+        tokens, told, arena = (
+            max(recipe.train.per_device_train_batch_size * longest_row, ROUNDING),
+            "as a padded pass",
+            None,
+        )
     else:
-        tokens, told = _tokens_per_pass(recipe, model, longest_row, tokens_before)
+        tokens, told, arena = _tokens_per_pass(recipe, model, longest_row, tokens_before)
     line = Line(tokens, share=wanted != "packed")
     kind = "tree, shared starts computed once" if line.share else "packed"
-    return Batching(line, f"batching: {kind}, up to {tokens:,} tokens a pass ({told}); lean forms: {lean}")
+    return Batching(line, f"batching: {kind}, up to {tokens:,} tokens a pass ({told}); lean forms: {lean}", arena)
 
 
 def _why_not(recipe: Recipe, inner: Any, model: Any) -> str | None:
@@ -104,24 +110,30 @@ def _is_exact(model: Any, vocab_size: int) -> bool:
     return bool(torch.allclose(got[by_row[0]], expected[by_row[1]], rtol=tolerance, atol=tolerance))
 
 
-def _tokens_per_pass(recipe: Recipe, model: Any, longest_row: int, before: int | None) -> tuple[int, str]:
-    """The budget of a line and where it comes from."""
-    if recipe.train.tokens_per_pass != "auto":
-        return int(recipe.train.tokens_per_pass), "from the recipe"
-    if before is not None:
-        return before, "as before"
+def _tokens_per_pass(recipe: Recipe, model: Any, longest_row: int, before: int | None) -> tuple[int, str, Arena | None]:
+    """The budget of a line, where it comes from, and the memory for what its passes keep."""
     memory, device = pass_memory(model), next(model.parameters()).device
-    limit, recompute = memory_limit(device, recipe.train.train_memory_gb), ""
-    if memory.peak(longest_row) > limit and not recipe.train.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        memory, recompute = pass_memory(model), "; activations are computed again, since the longest row needs it"
-    tokens = max(memory.tokens_within(limit) // ROUNDING * ROUNDING, ROUNDING)
-    if torch.distributed.is_initialized():  # the ranks' passes must be cut alike
-        shared = torch.tensor(tokens, device=device)
-        torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MIN)
-        tokens = int(shared)
-    peak = memory.peak(max(tokens, longest_row)) / GB
-    return tokens, f"about {peak:.1f} GB at the peak, {limit / GB:.1f} GB allowed{recompute}"
+    recomputes = recipe.train.gradient_checkpointing
+    if recipe.train.tokens_per_pass != "auto":
+        tokens, told = int(recipe.train.tokens_per_pass), "from the recipe"
+    elif before is not None:
+        tokens, told = before, "as before"
+    else:
+        limit, told = memory_limit(device, recipe.train.train_memory_gb), ""
+        if memory.peak(longest_row) > limit and not recomputes:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            memory, recomputes = pass_memory(model), True
+            told = "; activations are computed again, since the longest row needs it"
+        tokens = max(memory.tokens_within(limit) // ROUNDING * ROUNDING, ROUNDING)
+        if torch.distributed.is_initialized():  # the ranks' passes must be cut alike
+            shared = torch.tensor(tokens, device=device)
+            torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MIN)
+            tokens = int(shared)
+        told = f"{limit / GB:.1f} GB allowed{told}"
+    longest = max(tokens, longest_row)
+    # What is computed again would be kept twice.
+    arena = Arena(int(memory.kept_per_token * longest)) if device.type == "cpu" and not recomputes else None
+    return tokens, f"about {memory.peak(longest) / GB:.1f} GB at the peak, {told}", arena
 
 
 def pass_memory(model: Any) -> PassMemory:

@@ -25,6 +25,7 @@ from llmforge.config.schema import Recipe
 from llmforge.data.build import DataSets, build_data
 from llmforge.data.marked import show_labels
 from llmforge.errors import ForgeError, RecipeError
+from llmforge.model.arena import Arena
 from llmforge.model.eva import init_eva
 from llmforge.model.loading import LoadedModel, load_model
 from llmforge.model.sources import resolve_model
@@ -168,7 +169,7 @@ class _OneRun:
 
         start = self._start(args, loaded, data, batching, resumed=bool(checkpoint))
         stage.prepare(start)
-        trainer = self._trainer(args, stage, start)
+        trainer = self._trainer(args, stage, start, batching.arena)
         self._sizes(trainer, data)
         stage.begin(start)
         report.state(state="running", phase="train")
@@ -232,7 +233,7 @@ class _OneRun:
             self.report.say,
         )
 
-    def _trainer(self, args: TrainingArguments, stage: Stage, start: Start) -> ForgeTrainer:
+    def _trainer(self, args: TrainingArguments, stage: Stage, start: Start, arena: Arena | None) -> ForgeTrainer:
         recipe, train, report = self.recipe, self.recipe.train, self.report
         loaded, data = start.loaded, start.data
         if report.main:
@@ -255,6 +256,7 @@ class _OneRun:
             "stop": self.stop,
             "meter": self.meter,
             "loraplus": recipe.finetune if recipe.finetune.loraplus_lr_ratio else None,
+            "arena": arena,
             "nan_policy": train.nan_policy,
             "early_stopping": train.early_stopping_steps,
             "say": report.say,

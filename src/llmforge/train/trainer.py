@@ -24,6 +24,7 @@ from llmforge.data.example import EncodedSet
 from llmforge.data.plan import Batch
 from llmforge.errors import RecipeError, RunError, nearest
 from llmforge.model.adapters import count_parameters, loraplus_groups
+from llmforge.model.arena import Arena
 from llmforge.model.forward import check_isolation
 from llmforge.model.value_head import KEY, load_value_head, save_value_head, value_head_of
 from llmforge.runs import RunDir
@@ -47,6 +48,7 @@ class ForgeTrainer(Trainer):
         reply_scores: generates and scores replies after the losses of an evaluation.
         stop: the signal to obey at the end of a step.
         meter: where the steps are counted.
+        arena: memory for what a pass keeps.
         early_stopping: evaluations without a better metric before training ends.
     """
 
@@ -63,6 +65,7 @@ class ForgeTrainer(Trainer):
         eval_sets: dict[str, EncodedSet],
         reply_scores: ReplyScores | None = None,
         loraplus: FinetuneConfig | None = None,
+        arena: Arena | None = None,
         nan_policy: str = "stop",
         early_stopping: int | None = None,
         say: Callable[[str], None] = print,
@@ -70,7 +73,7 @@ class ForgeTrainer(Trainer):
     ):
         self.plan, self.stage, self.run, self.stop = plan, stage, run, stop
         self.reply_scores = reply_scores
-        self.loraplus, self.nan_policy = loraplus, nan_policy
+        self.loraplus, self.arena, self.nan_policy = loraplus, arena, nan_policy
         self.early_stopping, self.say = early_stopping, say
         self.meter, self.eval_sets = meter, eval_sets
         self.forge_model: Any = model  # the unwrapped model
@@ -129,7 +132,7 @@ class ForgeTrainer(Trainer):
         means: dict[str, float] = {}
         for number, batch in enumerate(batches, start=1):
             last = number == len(batches)
-            with self._sync(model, last):
+            with self._sync(model, last), self.arena.open() if self.arena else contextlib.nullcontext():
                 with self.compute_loss_context_manager():
                     part = self.stage.loss(model, batch)
                 loss = part.sum * float(batch.num_rows > 0)  # a filler takes part and counts nothing
