@@ -19,9 +19,11 @@ from llmforge.config.schema import Recipe
 from llmforge.infer.local.fleet import Fleet, ThreadFleet, Worker
 from llmforge.infer.local.messages import Answer, Begin, Call, Came, Cancel, Died, Refused
 from llmforge.infer.local.prefixes import KnownPrefixes
-from llmforge.infer.local.raw import conversation_ids, raw_ids
+from llmforge.infer.local.raw import conversation_ids, judged_ids, raw_ids
+from llmforge.infer.local.readings import Readings
 from llmforge.infer.local.reply import Job
 from llmforge.infer.protocol import (
+    POOLINGS,
     Capabilities,
     Conversation,
     Embeddings,
@@ -97,6 +99,7 @@ class LocalEngine:
         self._posts: list[Post] = []
         self._answers: dict[int, asyncio.Future[Any]] = {}
         self._changing = asyncio.Lock()  # adapters come and go one after the other
+        self._readings = Readings(self.call, lambda: len(self._alive()))
         self._reply_s = 1.0  # how long the last request took
         self._prompt_tokens = self._completion_tokens = self._died = 0
 
@@ -107,18 +110,15 @@ class LocalEngine:
         Raises:
             RecipeError: what cannot be loaded; two models of one name.
         """
-        from llmforge.infer.local.served import ServedModels
+        from llmforge.infer.local.process_fleet import ProcessFleet
 
-        return cls(ServedModels.from_recipe(recipe), max_queue=recipe.serve.max_queue)
+        return cls(ProcessFleet(recipe), max_queue=recipe.serve.max_queue)
 
     async def start(self) -> None:
         """Start the workers."""
         loop = asyncio.get_running_loop()
         await asyncio.to_thread(self.fleet.prepare)
-        for number, worker in enumerate(self.fleet.workers):
-            post = Post(number, worker)
-            self._posts.append(post)
-            worker.start(lambda message, post=post: self._pass(loop, post, message))
+        self._posts = [self._post(loop, number, worker) for number, worker in enumerate(self.fleet.workers)]
         self._state = "ready"
 
     async def stop(self, drain_s: float = 0.0) -> None:
@@ -169,10 +169,40 @@ class LocalEngine:
     async def embed(
         self, model: str, texts: Sequence[str | TokenIds], pooling: str = "", max_tokens: int | None = None
     ) -> Embeddings:
-        raise RequestError("the local engine makes no embeddings yet")
+        """See Engine.
+
+        Raises:
+            RequestError: a text that is empty or too long, a pooling that is not known.
+        """
+        self._check_task(model, "embed")
+        if pooling not in ("", *POOLINGS):
+            raise RequestError(f"pooling: got {pooling!r}, expected one of {', '.join(POOLINGS)}", param="pooling")
+        readings = await self._readings.read("embed", model, texts, pooling, max_tokens)
+        for number, reading in enumerate(readings):
+            if reading.error is not None:
+                raise RequestError(f"input.{number}: {reading.error}", param=f"input.{number}")
+        return Embeddings([reading.values for reading in readings], sum(reading.num_tokens for reading in readings))
 
     async def score(self, model: str, conversations: Sequence[Conversation | TokenIds]) -> Scores:
-        raise RequestError("the local engine gives no reward scores yet")
+        """See Engine.
+
+        Raises:
+            RequestError: a conversation without a reply at its end, or one that the template cannot write.
+        """
+        self._check_task(model, "score")
+        intake = self.fleet.intake
+
+        def encode() -> list[TokenIds]:
+            rows = [judged_ids(intake.template, intake.tokenizer, conversation) for conversation in conversations]
+            return [TokenIds(tuple(row)) for row in rows]
+
+        readings = await self._readings.read("score", model, await asyncio.to_thread(encode))
+        return Scores(
+            [reading.values[-1] if reading.values else None for reading in readings],
+            sum(reading.num_tokens for reading in readings),
+            [reading.values for reading in readings],
+            [reading.error for reading in readings],
+        )
 
     async def tokenize(self, model: str, prompt: Conversation | str) -> list[int]:
         """See Engine.
@@ -205,8 +235,10 @@ class LocalEngine:
             RecipeError: the name is taken, or the adapter does not fit the base.
         """
         async with self._changing:
+            await asyncio.to_thread(self.fleet.remember, "attach", name, path)
             inner, card = (await self.call_all("attach", name, path))[0]
-            self.fleet.intake.served[name] = inner
+            if "generate" in card.tasks:
+                self.fleet.intake.served[name] = inner
             self.fleet.cards[name] = card
 
     async def unload_adapter(self, name: str) -> None:
@@ -219,13 +251,14 @@ class LocalEngine:
             card = self.fleet.cards.get(name)
             if card is None or card.adapter is None:
                 raise UnknownModel(name, [card.id for card in self.models() if card.adapter])
-            inner = self.fleet.intake.served.pop(name)
+            inner = self.fleet.intake.served.pop(name, None)  # None: a reward model
             del self.fleet.cards[name]
             for ticket in [ticket for ticket in self._waiting if ticket.job.adapter == inner]:
                 ticket.items.put_nowait(UnknownModel(name, list(self.fleet.intake.served)))
                 self._take_out(ticket)
             while any(t.job.adapter == inner for post in self._posts for t in post.tickets.values()):
                 await asyncio.sleep(DRAIN_POLL_S)
+            await asyncio.to_thread(self.fleet.remember, "detach", name)
             await self.call_all("detach", name)
 
     def models(self) -> list[ModelCard]:
@@ -265,6 +298,11 @@ class LocalEngine:
 
     # --- on the event loop ---
 
+    def _post(self, loop: asyncio.AbstractEventLoop, number: int, worker: Worker) -> Post:
+        post = Post(number, worker)
+        worker.start(lambda message: self._pass(loop, post, message))
+        return post
+
     def _alive(self) -> list[Post]:
         alive = [post for post in self._posts if post.is_alive]
         if self._state != "ready" or not alive:
@@ -274,6 +312,11 @@ class LocalEngine:
     def _check_name(self, model: str) -> None:
         if model not in self.fleet.intake.served:
             raise UnknownModel(model, list(self.fleet.intake.served))
+
+    def _check_task(self, model: str, task: str) -> None:
+        known = [card for card in self.models() if task in card.tasks]
+        if model not in [card.id for card in known]:
+            raise UnknownModel(model, [card.id for card in known])
 
     async def _call(self, post: Post, method: str, args: tuple[Any, ...]) -> Any:
         number = next(self._numbers)
@@ -369,6 +412,9 @@ class LocalEngine:
         post.is_alive = False
         self._died += 1
         lost, post.tickets = list(post.tickets.values()), {}
+        if self._state in ("ready", "draining") and (worker := self.fleet.revive(post.number)) is not None:
+            log.warning("engine worker %d died (%s); a new one takes its place", post.number, reason)
+            self._posts[post.number] = self._post(asyncio.get_running_loop(), post.number, worker)
         has_others = any(other.is_alive for other in self._posts)
         if not has_others and self._state == "ready":
             self._state = "dead"

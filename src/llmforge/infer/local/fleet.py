@@ -34,6 +34,14 @@ class Fleet(Protocol):
         """Bring the workers into being; may take seconds."""
         ...
 
+    def revive(self, number: int) -> Worker | None:
+        """A new worker in the place of one that died; None when there can be none."""
+        ...
+
+    def remember(self, method: str, *args: Any) -> None:
+        """Call a method of the ServedModels that workers made from now on begin with."""
+        ...
+
     def stop(self) -> None:
         """End them."""
         ...
@@ -48,11 +56,17 @@ class ThreadFleet:
         core = served.core
         self.intake = Intake(core.tokenizer, core.template, core.limits, dict(served.table))
         self.cards = {card.id: card for card in served.cards}
-        self.capabilities = core.capabilities()
+        self.capabilities = served.capabilities()
         self.workers = [ThreadWorker(served)]
 
     def prepare(self) -> None:
         """Nothing: the model is loaded."""
+
+    def revive(self, number: int) -> None:
+        """There is one core, and it failed."""
+
+    def remember(self, method: str, *args: Any) -> None:
+        """Nothing: there will be no other worker."""
 
     def stop(self) -> None:
         self.workers[0].stop()

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
+import mmap
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -31,7 +33,7 @@ class KeyValues:
     """The pool's memory: per layer (blocks, block size, heads, width) for keys and for values.
 
     Made layer by layer when the first token comes, since only the model knows the shapes. Zeroed, so that what a mask
-    hides is finite; on a CPU memory is only used once it is written.
+    hides is finite.
     """
 
     def __init__(self, num_blocks: int):
@@ -41,10 +43,8 @@ class KeyValues:
     def of(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """The pool of a layer; `key`, `value` (heads, tokens, width) show its shape."""
         if layer not in self.layers:
-            self.layers[layer] = tuple(
-                torch.zeros(self.num_blocks, BLOCK_SIZE, x.shape[0], x.shape[2], dtype=x.dtype, device=x.device)
-                for x in (key, value)
-            )
+            sizes = [(self.num_blocks, BLOCK_SIZE, x.shape[0], x.shape[2]) for x in (key, value)]
+            self.layers[layer] = tuple(zeros(size, x) for size, x in zip(sizes, (key, value), strict=True))
         return self.layers[layer]
 
     @property
@@ -56,6 +56,14 @@ class KeyValues:
         for pair in self.layers.values():
             for pool in pair:
                 pool[list(blocks)] = 0
+
+
+def zeros(size: tuple[int, ...], like: Tensor) -> Tensor:
+    """Zeros of the type and device of `like`; on a CPU they take memory only where something was written."""
+    if like.device.type != "cpu":
+        return torch.zeros(size, dtype=like.dtype, device=like.device)
+    pages = mmap.mmap(-1, math.prod(size) * like.element_size(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=like.dtype).view(size)
 
 
 @dataclass(frozen=True)

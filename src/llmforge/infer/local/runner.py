@@ -54,6 +54,7 @@ class PagedRunner:
         self.model, self.adapters = model, adapters
         base = base_of(model)
         self.device = base.get_input_embeddings().weight.device
+        self.bytes_per_token = bytes_per_token
         self._keeps_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
         share = MEMORY_SHARE.get(self.device.type, GPU_MEMORY_SHARE)
         self.limit = max(BLOCK_SIZE, int(free_bytes(self.device) * share / bytes_per_token))  # tokens
@@ -66,6 +67,11 @@ class PagedRunner:
         self.pool = BlockPool(-(-num_tokens // BLOCK_SIZE), BLOCK_SIZE)
         self.cache = KeyValues(self.pool.num_blocks)
         self.schedule = Schedule(self.pool, self.max_rows, self.chunk, self.adapters.can_mix)
+
+    def resize(self, num_tokens: int) -> None:
+        """Have room for so many tokens and no more; nothing may be running."""
+        self.limit = max(BLOCK_SIZE, num_tokens)
+        self._make_pool(self.limit)
 
     @property
     def capacity(self) -> int:

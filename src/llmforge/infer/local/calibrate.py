@@ -1,0 +1,91 @@
+"""Trying which split of the cores computes the most: one worker with all threads, or several with fewer.
+
+Products of the size a step has do not split well over threads: on 2 cores, two workers of one thread gave 1.8 times
+the tokens of one worker with two (135M model, 32 replies; SPEED.md).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import traceback
+from multiprocessing.connection import Connection, Pipe
+from typing import Any
+
+from llmforge.infer.local.cores import usable_cores
+from llmforge.infer.protocol import GenerateRequest, Sampling, TokenIds
+
+ROWS = 32  # replies decoded in all, the load that is planned for
+TRIAL_S = 0.7
+PROMPT_TOKENS = 32
+WORTH = 1.1  # more workers are taken for at least this much more speed, since each has its own cache
+
+
+def splits(num_cores: int) -> list[int]:
+    """Numbers of workers to try: 1, 2, 4, ... up to one per core."""
+    counts = []
+    count = 1
+    while count <= num_cores:
+        counts.append(count)
+        count *= 2
+    return counts
+
+
+def calibrate(core: Any) -> int:
+    """The number of workers that generates the most tokens per second; each one gets an equal part of the cores."""
+    best, best_speed = 1, 0.0
+    for count in splits(usable_cores()):
+        speed = _speed(core, count, usable_cores() // count)
+        if speed > best_speed * (WORTH if best_speed else 1):
+            best, best_speed = count, speed
+    return best
+
+
+def _speed(core: Any, num_workers: int, threads: int) -> float:
+    """Tokens per second of so many forked workers together."""
+    pipes = []
+    for _ in range(num_workers):
+        ours, theirs = Pipe()
+        if os.fork() == 0:
+            try:
+                ours.close()
+                _trial(core, theirs, max(1, ROWS // num_workers), threads)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(0)
+        theirs.close()
+        pipes.append(ours)
+    try:
+        for pipe in pipes:
+            pipe.recv()  # everybody has read the prompts
+        for pipe in pipes:
+            pipe.send(True)
+        return sum(pipe.recv() for pipe in pipes)
+    except EOFError:  # for example no memory for so many
+        return 0.0
+    finally:
+        for _ in pipes:
+            os.wait()
+
+
+def _trial(core: Any, pipe: Connection, num_rows: int, threads: int) -> None:
+    """Generate for a moment, and say how many tokens per second that were."""
+    import torch
+
+    torch.set_num_threads(threads)
+    name = next(iter(core.served), "")
+    size = core.vocab_size
+    for row in range(num_rows):
+        ids = tuple((row * 7919 + place * 104729 + 11) % size for place in range(PROMPT_TOKENS))
+        core.submit(core.prepare(GenerateRequest(name, TokenIds(ids), Sampling(max_new_tokens=512, ignore_eos=True))))
+    while core.stats().waiting:
+        core.step()
+    pipe.send(True)
+    pipe.recv()
+    started, tokens = time.perf_counter(), core.stats().completion_tokens
+    num_steps = 0
+    while num_steps < 2 or time.perf_counter() - started < TRIAL_S:
+        core.step()
+        num_steps += 1
+    pipe.send((core.stats().completion_tokens - tokens) / (time.perf_counter() - started))

@@ -1,0 +1,157 @@
+"""Workers in processes of their own, forked from one that has loaded the recipe's models."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import send_handle
+from pathlib import Path
+from typing import Any
+
+from llmforge.config.schema import Recipe
+from llmforge.errors import RecipeError
+from llmforge.infer.local.child import END_S, Calibrate, Fork, Loaded
+from llmforge.infer.local.intake import Intake
+from llmforge.infer.local.messages import Answer, Call, Died, Problem, Quit
+from llmforge.infer.protocol import EngineUnavailable
+from llmforge.model.text import load_text
+
+log = logging.getLogger(__name__)
+# Not with -m: classes of a module run as __main__ would not be found on this side of the connection.
+START = "import sys; from llmforge.infer.local.child import main; sys.exit(main(int(sys.argv[1])))"
+MAX_DEATHS = 3  # workers are made anew so often within DEATHS_S; then something is wrong with all of them
+DEATHS_S = 60.0
+
+
+class ProcessWorker:
+    """One end of the connection to a worker process."""
+
+    def __init__(self, connection: Connection, max_rows: int):
+        self.connection, self.max_rows = connection, max_rows
+
+    def start(self, hear: Callable[[Any], None]) -> None:
+        """Let `hear` get its messages, in a thread."""
+        threading.Thread(target=self._listen, args=(hear,), name="llmforge-worker", daemon=True).start()
+
+    def send(self, message: Any) -> None:
+        with contextlib.suppress(OSError):  # it has died; the listener says so
+            self.connection.send(message)
+
+    def _listen(self, hear: Callable[[Any], None]) -> None:
+        while True:
+            try:
+                message = self.connection.recv()
+            except (EOFError, OSError):
+                hear(Died("its process ended"))
+                return
+            hear(message)
+
+
+class ProcessFleet:
+    """The recipe's models, loaded in a process of their own.
+
+    Raises:
+        RecipeError: what cannot be loaded; two models of one name.
+    """
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+        self._replicas, self._threads = (_number(recipe, name) for name in ("replicas", "threads"))
+        ours, theirs = socket.socketpair()
+        command = [sys.executable, "-c", START, str(theirs.fileno())]
+        self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        theirs.close()
+        self.control = Connection(ours.detach())
+        self.workers: list[ProcessWorker] = []
+        self._deaths: list[float] = []
+        self._calls = 0
+        loaded = self._ask(recipe)
+        self.loaded: Loaded = loaded
+        tokenizer, template = load_text(recipe, Path(loaded.folder))
+        self.intake = Intake(tokenizer, template, loaded.limits, loaded.served)
+        self.cards, self.capabilities = loaded.cards, loaded.capabilities
+
+    def prepare(self) -> None:
+        """Fork the workers; with `replicas: auto`, after trying how many are fastest."""
+        count = (self._replicas or self._ask(Calibrate())) if self.loaded.forks else 1
+        limits = self.intake.limits
+        if limits.capacity is not None:
+            self.intake.limits = replace(limits, capacity=limits.capacity // count)
+        self.capabilities = replace(self.capabilities, max_running=self.capabilities.max_running * count)
+        self.workers = [self._fork(number, count) for number in range(count)]
+
+    def revive(self, number: int) -> ProcessWorker | None:
+        """A new worker in the place of one that died, or None when it cannot be helped."""
+        now = time.monotonic()
+        self._deaths = [at for at in self._deaths if now - at < DEATHS_S] + [now]
+        if len(self.workers) == 1 or len(self._deaths) > MAX_DEATHS or self.process.poll() is not None:
+            return None
+        self.workers[number] = self._fork(number, len(self.workers))
+        return self.workers[number]
+
+    def remember(self, method: str, *args: Any) -> None:
+        """Let workers made from now on have this change too."""
+        if len(self.workers) > 1:
+            self._calls += 1
+            answer = self._ask(Call(self._calls, method, args))
+            if isinstance(answer, Answer) and answer.error is not None:
+                raise answer.error.as_error()
+
+    def stop(self) -> None:
+        """Let go of all processes; they end by themselves, after the step they are in."""
+        for worker in self.workers:
+            worker.send(Quit())
+        for connection in (*(worker.connection for worker in self.workers), self.control):
+            with contextlib.suppress(OSError):
+                connection.close()
+        try:
+            self.process.wait(END_S + 5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def _fork(self, number: int, count: int) -> ProcessWorker:
+        ours, theirs = socket.socketpair()
+        try:
+            self.control.send(Fork(number, count, self._threads))
+            send_handle(self.control, theirs.fileno(), self.process.pid)
+        except OSError as error:
+            raise EngineUnavailable(f"the engine's process has ended ({error})") from None
+        finally:
+            theirs.close()
+        return ProcessWorker(Connection(ours.detach()), self.loaded.max_rows)
+
+    def _ask(self, message: Any) -> Any:
+        """Send to the process that holds the weights, and wait for what it says."""
+        try:
+            self.control.send(message)
+            answer = self.control.recv()
+        except (EOFError, OSError):
+            code = self.process.wait()
+            raise EngineUnavailable(f"the engine's process ended with code {code} while loading") from None
+        if isinstance(answer, Problem):
+            self.process.wait()
+            raise answer.as_error()
+        return answer
+
+
+def _number(recipe: Recipe, key: str) -> int | None:
+    """The value of `replicas` or `threads`; None is auto.
+
+    Raises:
+        RecipeError: neither auto nor a number.
+    """
+    value = getattr(recipe.serve, key)
+    if value == "auto":
+        return None
+    if isinstance(value, int) and value >= 1:
+        return value
+    raise RecipeError(f"{key}: got {value!r}, expected auto or a whole number from 1 on")
