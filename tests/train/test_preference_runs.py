@@ -156,6 +156,17 @@ def test_a_killed_reward_model_ends_with_the_weights_of_an_unbroken_one(kind, tr
     assert not any("value_head" in name for name in found.get("model.safetensors", {}))
 
 
+def test_an_exported_reward_model_keeps_its_head(train, pairs, tmp_path):
+    from llmforge.config.load import load_recipe
+    from llmforge.export.merge import export
+
+    run = train(stage="rm", dataset=pairs, num_train_epochs=1)
+    words = [str(run), "device=cpu", f"export_dir={tmp_path / 'export'}"]
+    exported = export(load_recipe(words, "export"))
+    head = (run / "value_head.safetensors").read_bytes()
+    assert (exported / "value_head.safetensors").read_bytes() == head
+
+
 def test_a_reward_model_is_gone_on_with(train, pairs, log_of):
     first = train("first", stage="rm", dataset=pairs, num_train_epochs=8, learning_rate=3e-3)
     second = train("second", stage="rm", dataset=pairs, adapter_name_or_path=first, num_train_epochs=1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import tempfile
 import time
 from collections import Counter
@@ -30,6 +31,8 @@ from llmforge.model.hub import adapter_folder
 from llmforge.model.loading import load_base, load_text
 from llmforge.model.pissa import changes_base
 from llmforge.model.sources import resolve_model, say
+from llmforge.model.value_head import FILE as HEAD_FILE
+from llmforge.model.value_head import has_value_head
 from llmforge.model.vocabulary import grow_embeddings
 from llmforge.model.weights import check_weights, fingerprint
 from llmforge.runs import MANIFEST, atomic_dir, atomic_write, read_manifest, sha256_file
@@ -84,6 +87,8 @@ def export(recipe: Recipe) -> Path:
         del model
         gc.collect()
         write_chat_files(temporary, folder, tokenizer, template)
+        if head := next((path for path in (*adapters[-1:], folder) if has_value_head(path)), None):
+            shutil.copyfile(head / HEAD_FILE, temporary / HEAD_FILE)  # a reward model stays one
         found = verify.verify(temporary, dtype, device, prompts, expected)
         manifest = {
             "schema": 1,
