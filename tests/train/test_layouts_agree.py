@@ -88,6 +88,19 @@ def test_in_fp32_the_tree_errs_no_more_than_the_padded_path(family):
     assert error("tree") <= 2 * error("padded") + 1e-6
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("layout", ["padded", "packed", "tree"])
+def test_neither_order_nor_cutting_changes_a_step(layout, dtype, tolerance):
+    model, rows = make("Llama", dtype=dtype), instruction_rows()
+    loss, gradients = step(model, rows, layout, 10_000)
+    shuffled = [rows[i] for i in (7, 2, 5, 0, 6, 3, 1, 4)]
+    for others, budget in ((shuffled, 10_000), (rows, 128), (shuffled, 64)):
+        other, changed = step(model, others, layout, budget)
+        assert other == pytest.approx(loss, rel=tolerance)
+        for name, gradient in gradients.items():
+            assert (changed[name] - gradient).norm() <= tolerance * gradient.norm(), name
+
+
 ROWS = st.lists(st.lists(st.integers(3, 4), min_size=2, max_size=50), min_size=1, max_size=6)
 
 

@@ -64,6 +64,30 @@ def test_deepspeed_equals_one_rank(name, words, train, log_of):
     check_ranks(words, train, log_of, resume=True, deepspeed=CONFIGS / f"{name}.json")
 
 
+@pytest.fixture(scope="module")
+def unequal_rows(tmp_path_factory) -> Path:
+    """Rows of 20 to 230 tokens; each step has long ones, which fall to one rank or the other."""
+    rows = [
+        {"instruction": "Classify.", "input": f"{i} " + "word " * (200 if i % 5 == 0 else i % 3), "output": "yes"}
+        for i in range(20)
+    ]
+    path = tmp_path_factory.mktemp("unequal") / "rows.json"
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", ["ddp", "z2", "z3"])
+def test_very_unequal_rows_keep_no_rank_waiting(name, checkpointing, words, train, log_of, unequal_rows):
+    changes = {} if name == "ddp" else {"deepspeed": CONFIGS / f"{name}.json"}
+    one = train("one", **CHANGES, dataset=unequal_rows, per_device_train_batch_size=12, gradient_accumulation_steps=1)
+    cut = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "gradient_checkpointing": checkpointing}
+    done = under_ranks(words("two", **CHANGES, **cut, **changes, dataset=unequal_rows), 2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same(one, one.parent / "two", log_of)
+
+
 @pytest.mark.slow
 def test_ddp_goes_on_from_a_checkpoint(words, train, log_of):
     check_ranks(words, train, log_of, resume=True)
