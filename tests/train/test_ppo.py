@@ -75,8 +75,8 @@ def assert_close(one, two, atol):
 
 
 def test_the_reward_of_a_toy_scorer_rises(ppo, log_of):
-    run = ppo(max_steps=20, per_device_train_batch_size=16, learning_rate=1e-2, lr_scheduler_type="constant",
-              ppo_whiten_advantages=True, ppo_kl_coef=0.001, ppo_max_kl=20)  # fmt: skip
+    run = ppo(max_steps=20, per_device_train_batch_size=16, learning_rate=2e-2, lr_scheduler_type="constant",
+              additional_target="lm_head", ppo_whiten_advantages=True, ppo_kl_coef=0.001, ppo_max_kl=20)  # fmt: skip
     rewards = [line["reward"] for line in log_of(run)]
     assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.15
     assert log_of(run)[-1]["kl"] > log_of(run)[0]["kl"]

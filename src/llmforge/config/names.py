@@ -63,6 +63,7 @@ REWARDS = Registry(
         "json_valid": "llmforge.train.rl.functions:json_valid",
         "exact_match": "llmforge.train.rl.functions:exact_match",
         "regex": "llmforge.train.rl.functions:regex",
+        "ended": "llmforge.train.rl.functions:ended",
     },
 )
 

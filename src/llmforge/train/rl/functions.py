@@ -43,6 +43,14 @@ def regex(samples: Sequence[Sample], options: RlConfig) -> list[float]:
     return [float(pattern.search(sample.reply) is not None) for sample in samples]
 
 
+def ended(samples: Sequence[Sample], options: RlConfig) -> list[float]:
+    """1 for a reply that comes to its end by itself, 0 for one that is cut at max_new_tokens.
+
+    Beside a reward model, which knows whole replies alone and may like a half one for no reason.
+    """
+    return [float(sample.ended) for sample in samples]
+
+
 def _is_json(text: str) -> bool:
     try:
         return isinstance(json.loads(text), (dict, list))
