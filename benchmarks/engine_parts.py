@@ -1,0 +1,125 @@
+"""What adapters and JSON grammars cost the local engine: tokens per CPU second beside the base alone, in turn.
+
+    OMP_NUM_THREADS=1 python benchmarks/engine_parts.py MODEL_FOLDER [--rounds 3] [--rows 32]
+
+The workload of the serving tables: different prompts of 250 characters, 20 greedy tokens out, no shared start. Adapters
+are LoRA of rank 8 on all linear layers with random weights, so replies differ from the base's and none ends early.
+Everything runs in this process on one thread; CPU time is counted, so other work on the machine matters less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import peft
+import torch
+import transformers
+
+from llmforge.data.example import Message
+from llmforge.data.templates.find import get_template
+from llmforge.data.tokenizer import load_tokenizer
+from llmforge.infer.local.adapter_updates import read_updates
+from llmforge.infer.local.core import LocalCore
+from llmforge.infer.local.lora_batch import AdapterBatch
+from llmforge.infer.protocol import Conversation, GenerateRequest, Sampling
+
+NEW_TOKENS = 20
+ADAPTERS = ("a1", "a2", "a3", "a4")
+WORDS = ("printer", "network", "password", "invoice", "delivery", "weather", "floor", "meeting", "ticket", "refund")
+TEXT = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+INTENT = {
+    "type": "object",
+    "properties": {
+        "intent": {"enum": ["weather", "refund", "delivery", "other"]},
+        "order_id": {"type": "string", "maxLength": 8},
+        "urgent": {"type": "boolean"},
+    },
+    "required": ["intent", "order_id", "urgent"],
+    "additionalProperties": False,
+}
+
+
+def prompts(count: int) -> list[str]:
+    """Texts of 250 characters; no two begin alike."""
+    texts = []
+    for number in range(count):
+        words = [WORDS[(number * 7 + i * i * (number + 3)) % len(WORDS)] for i in range(60)]
+        texts.append(f"{number} {' '.join(words)}"[:250])
+    return texts
+
+
+def add_random_adapters(model: torch.nn.Module, folder: Path, batch: AdapterBatch) -> list[float]:
+    """Write and read the adapters; seconds that each took to be read and served."""
+    seconds = []
+    for number, name in enumerate(ADAPTERS):
+        torch.manual_seed(number)
+        base = transformers.AutoModelForCausalLM.from_config(model.config)
+        config = peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", init_lora_weights=False)
+        wrapped = peft.get_peft_model(base, config)
+        wrapped.save_pretrained(folder / name)
+        started = time.perf_counter()
+        batch.add(name, read_updates(model, folder / name))
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=32)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    tokenizer = load_tokenizer(given.model)
+    model = transformers.AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32).eval()
+    batch = AdapterBatch(model)
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = add_random_adapters(model, Path(folder), batch)
+    print(f"an adapter is read and served within {max(seconds):.3f} s")
+    names = {"base": "", **{name: name for name in ADAPTERS}}
+    core = LocalCore(
+        model, tokenizer, get_template("auto", tokenizer), served=names, adapters=batch, max_rows=given.rows
+    )
+    texts = prompts(given.rows)
+
+    def requests(names: tuple[str, ...], schema: dict | None = None, **sampling) -> list[GenerateRequest]:
+        settings = {"temperature": 0, "max_new_tokens": NEW_TOKENS, "ignore_eos": schema is None, **sampling}
+        constraint = None if schema is None else {"type": "json_schema", "schema": schema}
+        return [
+            GenerateRequest(
+                names[number % len(names)], Conversation((Message("user", text),)), Sampling(**settings), constraint
+            )
+            for number, text in enumerate(texts)
+        ]
+
+    cases = {
+        "base": requests(("base",)),
+        "one adapter": requests(("a1",)),
+        "four adapters": requests(ADAPTERS),
+        "base and four adapters": requests(("base", *ADAPTERS)),
+        "JSON, free text inside": requests(("base",), TEXT),
+        "JSON, an intent": requests(("base",), INTENT, max_new_tokens=60),
+    }
+    best: dict[str, tuple[float, float]] = {}
+    for _ in range(given.rounds):
+        for case, asked in cases.items():
+            core.invalidate()
+            started = time.process_time()
+            replies = core.generate_all(asked)
+            elapsed = time.process_time() - started
+            tokens = sum(len(reply.token_ids) for group in replies for reply in group)
+            if case == "JSON, an intent":
+                for group in replies:
+                    json.loads(group[0].text)
+            best[case] = max(best.get(case, (0.0, 0.0)), (tokens / elapsed, len(asked) / elapsed))
+    for case, (tokens, replies_) in best.items():
+        share = tokens / best["base"][0]
+        print(f"{case:25} {tokens:7.1f} tokens/s {replies_:6.2f} replies/s of CPU; {share:.3f} of the base's tokens")
+
+
+if __name__ == "__main__":
+    main()
