@@ -171,7 +171,9 @@ def _resume(given: argparse.Namespace) -> int:
             f"for example: forge-cli runs resume {run.path} max_steps={2 * state.total_steps}"
         )
     if not run.recipe_path.is_file():
-        raise RecipeError(f"runs resume: {run.recipe_path} is missing")
+        command = state.more.get("command")
+        again = f"; a chain or sweep goes on when it is started again: {' '.join(command)}" if command else ""
+        raise RecipeError(f"runs resume: {run.recipe_path} is missing{again}")
     from llmforge.train_command import main as train
 
     return train([str(run.path), "resume_from_checkpoint=true", *given.words])

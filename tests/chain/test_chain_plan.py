@@ -147,3 +147,10 @@ def test_a_sweep_is_the_product_of_its_values_with_a_folder_for_each(write):
         "learning_rate-0.0005_lora_target-q_proj",
     ]
     assert (sweep.metric, sweep.greater_is_better) == ("eval_loss", False)
+
+
+def test_problems_of_links_and_of_their_recipes_come_together(write, capsys):
+    links = "chain:\n  a: {dataset: rows.json, learnin_rate: 1}\n  b: {dataset: rows.json, from: c}\n  gate: {}\n"
+    assert main(["train", *write(links)]) == 2
+    said = capsys.readouterr().err
+    assert [line.partition(":")[0].strip() for line in said.splitlines()[1:]] == ["line 13", "line 14", "line 15"]

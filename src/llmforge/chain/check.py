@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from llmforge.chain.link import Link, resolve
@@ -23,9 +24,9 @@ class Checked:
     notes: list[str] = field(default_factory=list)
 
 
-def check_links(links: list[Link], files: list[str]) -> Checked:
-    """Check every link; `files` are the recipe files they were read from."""
-    result = Checked(files)
+def check_links(links: list[Link], files: list[str], problems: Iterable[Problem] = ()) -> Checked:
+    """Check every link; `files` are the recipe files they were read from, `problems` those known already."""
+    result = Checked(files, problems=list(problems))
     folders = {link.name: link.folder for link in links}
     shared = _shared(links)
     for link in links:

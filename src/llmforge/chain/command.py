@@ -33,7 +33,7 @@ def check(words: Sequence[str]) -> Checked:
     """
     if recipe_kind(words) == "chain":
         chain = read_chain(words)
-        return check_links(chain.links, chain.files)
+        return check_links(chain.links, chain.files, chain.problems)
     sweep = read_sweep(words)
     return check_links(sweep.links, sweep.files)
 
@@ -41,7 +41,7 @@ def check(words: Sequence[str]) -> Checked:
 def run_chain(words: Sequence[str]) -> int:
     """Run the links of a chain; the exit code is that of the link that ended it, 3 for a gate."""
     chain = read_chain(words)
-    refuse_problems(check_links(chain.links, chain.files))
+    refuse_problems(check_links(chain.links, chain.files, chain.problems))
     runner = LinkRunner(chain.folder, chain.files, chain.overwrite)
     with runner.at_work(len(chain.links)):
         ended, code = run_links(runner, chain.links)

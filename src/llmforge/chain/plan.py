@@ -24,27 +24,31 @@ NAME_CHARACTERS = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01234
 
 @dataclass(frozen=True)
 class Chain:
-    """Links in their order, the folder that holds theirs, and the files they were read from."""
+    """Links in their order, the folder that holds theirs, the files they were read from, and what is wrong with them.
+
+    Links with problems stand there all the same, so that the check can name everything at once.
+    """
 
     folder: Path
     links: list[Link]
     files: list[str]
     overwrite: bool = False
+    problems: tuple[Problem, ...] = ()
 
 
 def read_chain(words: Sequence[str]) -> Chain:
     """Read a recipe with `chain:`.
 
     Raises:
-        RecipeError: everything that is wrong with the links' names and their own keys, with file and line.
+        RecipeError: there are no links, or no folder for them; with file and line.
     """
     sources = read_sources(words, flag_keys(), (*NESTED, "chain", "chain.*"))
     reader = _Reader(sources)
     if not sources.problems:
         reader.read()
-    if reader.problems:
+    if not reader.links or reader.folder is None:
         raise refuse(sources.files, reader.problems)
-    return Chain(Path(str(reader.folder)), reader.links, sources.files, reader.overwrite)
+    return Chain(Path(reader.folder), reader.links, sources.files, reader.overwrite, tuple(reader.problems))
 
 
 class _Reader:

@@ -18,7 +18,7 @@ from llmforge.chain.gate import metrics_of, pass_gate
 from llmforge.chain.inputs import inputs_of, made_by
 from llmforge.chain.link import Link, resolve
 from llmforge.chain.record import Record, Verdict
-from llmforge.config.dump import dump_given
+from llmforge.config.dump import dump_given, spoken
 from llmforge.config.given import refuse
 from llmforge.config.schema import Recipe
 from llmforge.errors import RecipeError
@@ -61,7 +61,7 @@ class LinkRunner:
             self.run_dir.write_state(
                 state="running", phase="check", pid=os.getpid(), process_start=process_start(os.getpid()),
                 host=socket.gethostname(), start_time=time.time(), step=0, total_steps=num_links, error=None,
-                exit_code=None,
+                exit_code=None, command=spoken(sys.argv),
             )  # fmt: skip
             try:
                 yield
