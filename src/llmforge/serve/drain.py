@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from collections.abc import Callable
 
 import uvicorn
 
@@ -21,13 +22,27 @@ class DrainingServer(uvicorn.Server):
 
     Args:
         drain_s: seconds accepted requests get; shorter than the config's `timeout_graceful_shutdown`.
+        welcome: called once the server answers.
     """
 
-    def __init__(self, config: uvicorn.Config, serving: Serving, drain_s: float, dead_s: float = DEAD_S):
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        serving: Serving,
+        drain_s: float,
+        dead_s: float = DEAD_S,
+        welcome: Callable[[], None] = lambda: None,
+    ):
         super().__init__(config)
+        self.welcome = welcome
         self.serving, self.drain_s, self.dead_s = serving, drain_s, dead_s
         self.engine_is_lost = False
         self._died_at: float | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the engine, then listen."""
+        await super().startup(sockets)
+        self.welcome()
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second."""

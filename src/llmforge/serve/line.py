@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 from llmforge.infer.protocol import EngineBusy, EngineUnavailable
 
-ACTIVE_S = 60.0  # a client is thought of for so long after its last request
-RESERVED = 8  # one of so many places is kept for others while several clients are active
+ACTIVE_S = 10.0  # a client is thought of for so long after its last request
+SHARE = 2  # a client may take one of so many places while others are active
 AHEAD = 4  # one of so many places more is given to the engine, so that it never waits for the line
 LOOK_AGAIN_S = 0.25  # while the line is held
 LEARN = 0.2  # weight of the newest request in the mean time of one
@@ -33,9 +33,9 @@ class Line:
     """Lets requests through to the engine while it has room for their replies.
 
     A free place goes to the client with the fewest replies under way, among equals to the one served longest ago, and
-    among its requests to the first. So a client alone has the whole engine, and one that sends a hundred long requests
-    holds up no other: while others are active, an eighth of the places stays free for them. When the line is full, a
-    newcomer takes the place of the last request of the client with most in it.
+    among its requests to the first. A client alone has the whole engine. While others are active it has half of the
+    places, so that somebody's hundred long requests neither keep others out nor make each step slow. When the line is
+    full, a newcomer takes the place of the last request of the client with most in it.
 
     Args:
         max_running: replies the engine decodes together.
@@ -56,7 +56,7 @@ class Line:
         self._waiting: list[Waiter] = []
         self._running: Counter[str] = Counter()  # replies by client
         self._requests = 0
-        self._seen: dict[str, float] = {}  # when each client of the last minute asked, and when it was served
+        self._seen: dict[str, float] = {}  # when each active client asked, and when it was served
         self._served: dict[str, int] = {}
         self._numbers = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
@@ -157,13 +157,13 @@ class Line:
         if not total:
             return True
         most = self.max_running + self.max_running // AHEAD
-        own = self.max_running - max(1, self.max_running // RESERVED) if self._has_company(waiter.client) else most
+        own = self.max_running // SHARE if self._has_company(waiter.client) else most
         return total + waiter.rows <= most and (
             self._running[waiter.client] + waiter.rows <= own or not self._running[waiter.client]
         )
 
     def _has_company(self, client: str) -> bool:
-        """Whether another client asked within the last minute."""
+        """Whether another client asked in the last seconds."""
         now = self.clock()
         self._seen = {name: at for name, at in self._seen.items() if now - at < ACTIVE_S or self._running[name]}
         self._served = {name: number for name, number in self._served.items() if name in self._seen}

@@ -64,8 +64,13 @@ def serve(recipe: Recipe) -> None:
         timeout_graceful_shutdown=int(config.drain_s + LAST_WORDS_S),
         backlog=BACKLOG,
     )
-    server = DrainingServer(settings, app.state.serving, config.drain_s)
-    print(welcome(config, listener.getsockname()[1], engine), flush=True)
+    port = listener.getsockname()[1]
+    server = DrainingServer(
+        settings,
+        app.state.serving,
+        config.drain_s,
+        welcome=lambda: print(welcome(config, port, engine), flush=True),
+    )
     with signals_end_quietly():
         server.run(sockets=[listener])
     if server.engine_is_lost:
