@@ -50,7 +50,7 @@ async def collect(engine, request):
 
 
 def workers_of(engine):
-    return psutil.Process(engine.fleet.process.pid).children()
+    return [psutil.Process(worker.pid) for worker in engine.fleet.workers]
 
 
 def run(recipe, scenario):

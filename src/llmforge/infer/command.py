@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llmforge.config.load import load_recipe
@@ -37,7 +37,8 @@ def main(words: Sequence[str]) -> int:
         print(note, file=sys.stderr)
     say_loading(recipe)
     with asyncio.Runner() as runner:
-        engine: Engine = ENGINES.get(recipe.serve.infer_backend).from_recipe(recipe)
+        alone = replace(recipe, serve=replace(recipe.serve, replicas=1))  # one conversation gets all cores
+        engine: Engine = ENGINES.get(recipe.serve.infer_backend).from_recipe(alone)
         runner.run(engine.start())
         try:
             chat = open_chat(engine, runner.run, recipe, given)

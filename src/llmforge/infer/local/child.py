@@ -54,6 +54,13 @@ class Fork:
 
 
 @dataclass(frozen=True)
+class Forked:
+    """The worker's process."""
+
+    pid: int
+
+
+@dataclass(frozen=True)
 class Calibrate:
     """Find out how many workers of how many threads compute the most."""
 
@@ -94,12 +101,15 @@ class Nursery:
         handle = recv_handle(self.control)
         self.cores = self.cores or SharedCores(order.num_workers, order.threads)
         if order.num_workers == 1:
+            self.control.send(Forked(os.getpid()))
             self.work(Connection(handle), order)
             return
+        self.reap()
         pid = os.fork()
         if pid:
             os.close(handle)
             self.children.append(pid)
+            self.control.send(Forked(pid))
             return
         code = 1
         try:
@@ -139,10 +149,14 @@ class Nursery:
         """Wait for the workers, which end when the engine does; then make sure."""
         ends_at = time.monotonic() + END_S
         while self.children and time.monotonic() < ends_at:
-            self.children = [pid for pid in self.children if os.waitpid(pid, os.WNOHANG) == (0, 0)]
+            self.reap()
             time.sleep(0.02)
         for pid in self.children:
             os.kill(pid, signal.SIGKILL)
+
+    def reap(self) -> None:
+        """Forget the workers that have ended."""
+        self.children = [pid for pid in self.children if os.waitpid(pid, os.WNOHANG) == (0, 0)]
 
 
 def cache_bytes(recipe: Recipe) -> int | None:

@@ -18,7 +18,8 @@ from typing import Any
 
 from llmforge.config.schema import Recipe
 from llmforge.errors import RecipeError
-from llmforge.infer.local.child import END_S, Calibrate, Fork, Loaded
+from llmforge.infer.local.child import END_S, Calibrate, Fork, Forked, Loaded
+from llmforge.infer.local.encoder_files import is_encoder, load_encoder_text
 from llmforge.infer.local.intake import Intake
 from llmforge.infer.local.messages import Answer, Call, Died, Problem, Quit
 from llmforge.infer.protocol import EngineUnavailable
@@ -34,8 +35,8 @@ DEATHS_S = 60.0
 class ProcessWorker:
     """One end of the connection to a worker process."""
 
-    def __init__(self, connection: Connection, max_rows: int):
-        self.connection, self.max_rows = connection, max_rows
+    def __init__(self, connection: Connection, max_rows: int, pid: int):
+        self.connection, self.max_rows, self.pid = connection, max_rows, pid
 
     def start(self, hear: Callable[[Any], None]) -> None:
         """Let `hear` get its messages, in a thread."""
@@ -73,9 +74,11 @@ class ProcessFleet:
         self.workers: list[ProcessWorker] = []
         self._deaths: list[float] = []
         self._calls = 0
+        self._talking = threading.Lock()  # one question to the process at a time
         loaded = self._ask(recipe)
         self.loaded: Loaded = loaded
-        tokenizer, template = load_text(recipe, Path(loaded.folder))
+        folder = Path(loaded.folder)
+        tokenizer, template = load_encoder_text(folder) if is_encoder(folder) else load_text(recipe, folder)
         self.intake = Intake(tokenizer, template, loaded.limits, loaded.served)
         self.cards, self.capabilities = loaded.cards, loaded.capabilities
 
@@ -120,20 +123,24 @@ class ProcessFleet:
 
     def _fork(self, number: int, count: int) -> ProcessWorker:
         ours, theirs = socket.socketpair()
+        self._talking.acquire()
         try:
             self.control.send(Fork(number, count, self._threads))
             send_handle(self.control, theirs.fileno(), self.process.pid)
-        except OSError as error:
+            forked: Forked = self.control.recv()
+        except (EOFError, OSError) as error:
             raise EngineUnavailable(f"the engine's process has ended ({error})") from None
         finally:
+            self._talking.release()
             theirs.close()
-        return ProcessWorker(Connection(ours.detach()), self.loaded.max_rows)
+        return ProcessWorker(Connection(ours.detach()), self.loaded.max_rows, forked.pid)
 
     def _ask(self, message: Any) -> Any:
         """Send to the process that holds the weights, and wait for what it says."""
         try:
-            self.control.send(message)
-            answer = self.control.recv()
+            with self._talking:
+                self.control.send(message)
+                answer = self.control.recv()
         except (EOFError, OSError):
             code = self.process.wait()
             raise EngineUnavailable(f"the engine's process ended with code {code} while loading") from None
