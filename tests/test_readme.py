@@ -17,7 +17,7 @@ import pytest
 from llmforge import cli
 
 REPO = Path(__file__).parents[1]
-DOCS = ("train", "data", "export", "serve", "recipes", "data_check", "data_build")
+DOCS = ("train", "data", "export", "serve", "recipes", "data_check", "data_build", "rm", "dpo")
 PAGES = ("README.md", "README_zh.md", *(f"docs/{name}.md" for name in DOCS))
 QUICKSTART = "train recipes/classify_lora.yaml"
 TINY_RUN = "device=cpu plot_loss=false max_samples=4 max_steps=1 per_device_train_batch_size=2 max_new_tokens=2"
