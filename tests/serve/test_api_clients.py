@@ -8,7 +8,7 @@ import json
 import openai
 import pytest
 from live_server import QUESTION
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA = {
     "type": "object",
@@ -26,6 +26,7 @@ LONG = {"max_tokens": 120, "temperature": 0}
 class Weather(BaseModel):
     """The weather of a city."""
 
+    model_config = ConfigDict(extra="forbid")  # so that a random model comes to an end
     city: str = Field(max_length=5)
     days: int = Field(ge=1, le=9)
 

@@ -185,12 +185,12 @@ def test_replies_that_outlast_the_drain_end_with_an_error_and_no_traceback(run_d
         stream = stopping.ask(stream=True, **long)
         next(iter(stream))
         plain = pool.submit(stopping.ask, **long)  # waits behind the stream
-        while not stopping.engine.stats().waiting:
+        while not stopping.server.serving.line.num_waiting:
             time.sleep(0.005)
         stopping.server.should_exit = True
         with pytest.raises(openai.APIError, match="the engine was stopped"):
             list(stream)
-        with pytest.raises(openai.InternalServerError, match="the engine was stopped") as refused:
+        with pytest.raises(openai.InternalServerError, match="the server is stopping") as refused:
             plain.result(timeout=10)
     assert refused.value.status_code == 503
     stopping.thread.join(timeout=10)
