@@ -35,7 +35,7 @@ def plot_loss(run: RunDir) -> str | None:
         steps, values = zip(*held_out, strict=True)
         axes.plot(steps, values, color="tab:orange", marker="o", label=f"eval_{name}")
     axes.set_xlabel("step")
-    axes.set_ylabel("nats per token" if name == "loss" else "reward")
+    axes.set_ylabel("loss, nats" if name == "loss" else "reward")
     if train or held_out:
         axes.legend()
     if kl := _points(lines, "kl"):

@@ -312,9 +312,9 @@ class _OneRun:
 
     def _next_commands(self) -> list[str]:
         """What the folder is good for now; predict only where the recipe names rows to score."""
-        data = self.recipe.data
-        scores = self.recipe.finetune.stage != "pt" and (data.eval_dataset or data.val_size)
-        return ["chat", *(["predict"] if scores else []), "export"]
+        data, stage = self.recipe.data, self.recipe.finetune.stage
+        scores = stage == "sft" and (data.eval_dataset or data.val_size)
+        return [*(["chat"] if stage != "rm" else ["api"]), *(["predict"] if scores else []), "export"]
 
     def _finish(self, trainer: ForgeTrainer, loaded: LoadedModel) -> Path:
         """Save the result, then train_results.json, whose presence says that everything is there."""
