@@ -41,6 +41,12 @@ def test_each_link_goes_on_from_the_policy_before_it_and_ppo_finds_its_reward_mo
     assert {link.folder for link in chain.links} == {Path("out", link.name) for link in chain.links}
 
 
+def test_a_link_that_names_its_reward_model_or_none_keeps_it(write):
+    links = "chain:\n  rm: {stage: rm, dataset: pairs}\n  a: {stage: grpo, dataset: rows.json, reward_model: null}\n"
+    links += "  b: {stage: grpo, dataset: rows.json, reward_funcs: json_valid}\n"
+    assert [link.reward for link in read_chain(write(links)).links] == [None, None, "rm"]
+
+
 def test_from_names_another_link_and_null_none(write):
     links = "chain:\n  a: {dataset: rows.json}\n  b: {dataset: rows.json, from: null}\n"
     chain = read_chain(write(links + "  c: {dataset: rows.json, from: a}\n"))

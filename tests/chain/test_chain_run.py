@@ -111,7 +111,8 @@ chain:
     words = ["train", *write(links, tiny_model_dir)]
     assert main(words) == 0
     assert set(states(capfd).values()) == {"done"}
-    parents = {name: read_manifest(Path("out", name))["parents"] for name in ("sft", "rm", "ppo", "export")}
+    manifests = {name: read_manifest(Path("out", name)) for name in ("sft", "rm", "ppo", "export")}
+    parents = {name: made["adapters" if name == "export" else "parents"] for name, made in manifests.items()}
     for name, parent in (("sft", "pt"), ("rm", "sft"), ("ppo", "sft"), ("export", "ppo")):
         assert f"out/{parent}" in json.dumps(parents[name]), (name, parents[name])
     assert Path("out/rm/value_head.safetensors").is_file()

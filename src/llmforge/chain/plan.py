@@ -175,7 +175,7 @@ class _Reader:
             self.fault(link, None, f"{link.command} needs a link that trained before it")
         rewards = [before.name for before in self.links if _stage(before) == "rm"]
         rewarded = link.command == "train" and _stage(link) in REWARDED
-        silent = link.gives("reward_model") is None and link.gives("reward_funcs") is None
+        silent = all(item.key != "reward_model" for layer in link.layers for item in layer.given)
         reward = rewards[-1] if rewarded and silent and rewards else None
         return Link(link.name, link.folder, link.command, link.origin, parent, reward, layers=link.layers)
 
