@@ -101,3 +101,29 @@ def test_a_mistake_is_told_once_with_its_exit_code(words, tmp_path):
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert done.stderr.count("bad.json has no usable row") == 1
+
+
+def test_ppo_under_ddp_draws_and_learns_what_one_rank_does(words, train, log_of, tmp_path):
+    rows = [{"instruction": f"Say something about {thing}."} for thing in ("rain", "a cat", "sleep", "tea")]
+    (tmp_path / "prompts.json").write_text(json.dumps(rows), encoding="utf-8")
+    changes = {
+        "stage": "ppo", "dataset": tmp_path / "prompts.json", "reward_funcs": "ended", "max_new_tokens": 6,
+        "max_steps": 3, "lora_rank": 4, "val_size": 2, "eval_strategy": "steps", "eval_steps": 1, "ppo_epochs": 1,
+        "ppo_whiten_advantages": True,
+    }  # fmt: skip
+    one = train("one", **changes, per_device_train_batch_size=8, gradient_accumulation_steps=1)
+    cut = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    done = under_ranks(words("two", **changes, **cut), 2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = one.parent / "two"
+    for key in ("loss", "reward", "kl", "reply_tokens", "eval_reward"):
+        ours, theirs = ([line[key] for line in log_of(run) if key in line] for run in (one, two))
+        assert theirs == pytest.approx(ours, abs=1e-4)
+    for name in (
+        "adapter_model.safetensors",
+        "critic/adapter_model.safetensors",
+        "actor_ema/adapter_model.safetensors",
+    ):
+        mine, other = (load_file(run / name) for run in (one, two))
+        for key in mine:
+            torch.testing.assert_close(other[key], mine[key], atol=5e-6, rtol=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import urllib.error
@@ -80,8 +81,7 @@ def reward_sources(recipe: Recipe, model_score: Scorer | None) -> Rewards:
     elif model_score is not None:
         found.append((MODEL, model_score))
     for name in rl.reward_funcs:
-        function = REWARDS.get(name)
-        found.append((name, lambda samples, function=function: function(samples, rl)))
+        found.append((name, functools.partial(REWARDS.get(name), options=rl)))
     if not found:
         raise RecipeError(f"reward_model: stage {recipe.finetune.stage} needs it, or reward_funcs, to reward replies")
     weights = rl.reward_weights or [1.0] * len(found)

@@ -109,6 +109,7 @@ class Roles(nn.Module):
         values = None
         if CRITIC in self.table:
             with self.using(CRITIC) as critic:
+                assert critic.head is not None
                 values = state_values(critic.model, critic.head, batch)
         return Pass(logprobs, uncertainty, values)
 

@@ -87,7 +87,6 @@ class Roller:
             return [reply[0].token_ids for reply in self.core.generate_all(requests)]
 
     def release(self) -> None:
-        """Give the cache's memory back before the backward pass needs it; its content is of old weights anyway."""
-        for method in ("invalidate", "release"):
-            if hasattr(self.core, method):
-                getattr(self.core, method)()
+        """Give the cache's memory back before the backward pass needs it; its content is of old weights soon anyway."""
+        self.core.invalidate()
+        self.core.release()

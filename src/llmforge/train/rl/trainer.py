@@ -260,7 +260,7 @@ class RolloutTrainer(ForgeTrainer):
         """Groups of the actor and of the critic, which has its own learning rate; vectors have no weight decay."""
         if self.optimizer is None:
             args = self.args
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(args, self.roles)
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(args, self.forge_model)
             rates = {ACTOR: args.learning_rate, CRITIC: self.stage.critic_rate(args.learning_rate)}
             groups = [
                 {"params": chosen, "lr": rates[role], "weight_decay": decay}
