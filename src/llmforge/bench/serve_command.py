@@ -31,8 +31,8 @@ from llmforge.config.arguments import Arguments
 from llmforge.errors import RecipeError, RunError, require
 from llmforge.runs import atomic_write
 
-FIRST_PROMPT = 10**6  # numbers below are for warming up, so that no measured prompt was ever sent before
 PROMPTS_PER_STEP = 10**5
+STEPS_PER_ROUND = 10**3  # the first of them for warming up
 
 
 def serve_parser() -> argparse.ArgumentParser:
@@ -125,6 +125,8 @@ class ServeBench:
             raise RecipeError(f"--key-env: the environment variable {given.key_env} is not set")
         if given.chart:
             require("matplotlib", "plot", "--chart")
+        # No prompt may be in a server's prefix cache already, also of a server that an earlier command has measured.
+        self.first = time.time_ns()
         self.servers = read_servers(given.server, given.url, given.pid) if given.rounds else []
         self.count = _counter(given.tokenizer) if given.tokenizer else None
 
@@ -164,7 +166,7 @@ class ServeBench:
         body, note = asyncio.run(self._warm_up(server, models))
         say(f"  ready after {server.start_s:.1f} s{f'; {note}' if note else ''}")
         for step, (level, num_requests) in enumerate(zip(self.levels, self.requests, strict=True)):
-            first = FIRST_PROMPT * number + PROMPTS_PER_STEP * step
+            first = self.first + PROMPTS_PER_STEP * (STEPS_PER_ROUND * number + step)
             line = asyncio.run(self._step(server, level, num_requests, self._bodies(models, body, first)))
             load = Load(
                 server.name, ",".join(models), self.prompts.title, self.prompts.digest, self.prompts.shared,
@@ -189,9 +191,11 @@ class ServeBench:
     async def _warm_up(self, server: Server, models: list[str]) -> tuple[dict[str, Any], str]:
         """Fields that make replies long enough here, and what is to be said of them."""
         async with Client(str(server.url), self.key, self.given.timeout, self.count) as client:
-            extra, note = ({}, "") if self.given.natural_end else await probe(client, self._bodies(models, {}, 0)(0))
+            extra, note = (
+                ({}, "") if self.given.natural_end else await probe(client, self._bodies(models, {}, self.first)(0))
+            )
             for number in range(1, self.given.warmup + 1):
-                await client.ask(self._bodies(models, extra, 0)(number))
+                await client.ask(self._bodies(models, extra, self.first)(number))
         return extra, note
 
     async def _step(

@@ -39,10 +39,10 @@ def made(num_chars: int, shared: str) -> Prompts:
 
 
 def report(number: int, num_chars: int) -> str:
-    """A text that differs from every other number's from its first word on."""
+    """A text that differs from other numbers' from its first word on."""
     draw = random.Random(number)
     kind = draw.choice(sorted(FAULTS))
-    text = f"{number} is the report: {draw.choice(FAULTS[kind])} in {draw.choice(PLACES)}"
+    text = f"{draw.randrange(10**6):06} is the report: {draw.choice(FAULTS[kind])} in {draw.choice(PLACES)}"
     while len(text) < num_chars:
         text += f", {draw.choice(REMARKS)}"
     return text[:num_chars]
