@@ -43,10 +43,10 @@ def calibrate(core: Any) -> int:
 
 def _speed(core: Any, num_workers: int, threads: int) -> float:
     """Tokens per second of so many forked workers together."""
-    pipes = []
+    pipes, pids = [], []
     for _ in range(num_workers):
         ours, theirs = Pipe()
-        if os.fork() == 0:
+        if not (pid := os.fork()):
             try:
                 ours.close()
                 _trial(core, theirs, max(1, ROWS // num_workers), threads)
@@ -56,6 +56,7 @@ def _speed(core: Any, num_workers: int, threads: int) -> float:
                 os._exit(0)
         theirs.close()
         pipes.append(ours)
+        pids.append(pid)
     try:
         for pipe in pipes:
             pipe.recv()  # everybody has read the prompts
@@ -65,8 +66,10 @@ def _speed(core: Any, num_workers: int, threads: int) -> float:
     except EOFError:  # for example no memory for so many
         return 0.0
     finally:
-        for _ in pipes:
-            os.wait()
+        for pipe in pipes:
+            pipe.close()  # ends those that wait for a word, when another one has failed
+        for pid in pids:
+            os.waitpid(pid, 0)
 
 
 def _trial(core: Any, pipe: Connection, num_rows: int, threads: int) -> None:
@@ -79,8 +82,10 @@ def _trial(core: Any, pipe: Connection, num_rows: int, threads: int) -> None:
     for row in range(num_rows):
         ids = tuple((row * 7919 + place * 104729 + 11) % size for place in range(PROMPT_TOKENS))
         core.submit(core.prepare(GenerateRequest(name, TokenIds(ids), Sampling(max_new_tokens=512, ignore_eos=True))))
-    while core.stats().waiting:
+    for _ in range(num_rows):  # a small cache may never let all of them in
         core.step()
+        if not core.stats().waiting:
+            break
     pipe.send(True)
     pipe.recv()
     started, tokens = time.perf_counter(), core.stats().completion_tokens

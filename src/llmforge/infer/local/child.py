@@ -124,10 +124,13 @@ class Nursery:
 
     def work(self, connection: Connection, order: Fork) -> None:
         """Be a worker until the connection ends."""
+        from llmforge.infer.local.core import LocalCore
+
         assert self.cores is not None
         cores, number = self.cores, order.number
-        if order.num_workers > 1:
-            self.served.core.set_cache(self.cache_bytes, order.num_workers)
+        core = self.served.core
+        if order.num_workers > 1 and isinstance(core, LocalCore):
+            core.set_cache(self.cache_bytes, order.num_workers)
 
         def receive(wait: bool) -> Any:
             if wait:

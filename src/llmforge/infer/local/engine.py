@@ -90,7 +90,8 @@ class LocalEngine:
     """
 
     def __init__(self, served: Any, *, max_queue: int = 64):
-        self.fleet: Fleet = served if isinstance(served, Fleet) else ThreadFleet(served)
+        fleet: Any = served if isinstance(served, Fleet) else ThreadFleet(served)
+        self.fleet: Fleet = fleet
         self.max_queue = max_queue
         self._state = "not started"
         self._numbers = itertools.count()
@@ -238,7 +239,7 @@ class LocalEngine:
             await asyncio.to_thread(self.fleet.remember, "attach", name, path)
             inner, card = (await self.call_all("attach", name, path))[0]
             if "generate" in card.tasks:
-                self.fleet.intake.served[name] = inner
+                self._served[name] = inner
             self.fleet.cards[name] = card
 
     async def unload_adapter(self, name: str) -> None:
@@ -251,10 +252,10 @@ class LocalEngine:
             card = self.fleet.cards.get(name)
             if card is None or card.adapter is None:
                 raise UnknownModel(name, [card.id for card in self.models() if card.adapter])
-            inner = self.fleet.intake.served.pop(name, None)  # None: a reward model
+            inner = self._served.pop(name, None)  # None: a reward model
             del self.fleet.cards[name]
             for ticket in [ticket for ticket in self._waiting if ticket.job.adapter == inner]:
-                ticket.items.put_nowait(UnknownModel(name, list(self.fleet.intake.served)))
+                ticket.items.put_nowait(UnknownModel(name, list(self._served)))
                 self._take_out(ticket)
             while any(t.job.adapter == inner for post in self._posts for t in post.tickets.values()):
                 await asyncio.sleep(DRAIN_POLL_S)
@@ -309,9 +310,16 @@ class LocalEngine:
             raise EngineUnavailable(f"the engine is {self._state}")
         return alive
 
+    @property
+    def _served(self) -> dict[str, str]:
+        """Names of models that write, and their adapters inside the model."""
+        served = self.fleet.intake.served
+        assert served is not None  # a fleet's intake always has names
+        return served
+
     def _check_name(self, model: str) -> None:
-        if model not in self.fleet.intake.served:
-            raise UnknownModel(model, list(self.fleet.intake.served))
+        if model not in self._served:
+            raise UnknownModel(model, list(self._served))
 
     def _check_task(self, model: str, task: str) -> None:
         known = [card for card in self.models() if task in card.tasks]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -44,9 +43,7 @@ class Intake:
         served: request model name -> adapter name inside the model; None takes any name as the module as it stands.
     """
 
-    def __init__(
-        self, tokenizer: Tokenizer, template: Template, limits: Limits, served: Mapping[str, str] | None = None
-    ):
+    def __init__(self, tokenizer: Tokenizer, template: Template, limits: Limits, served: dict[str, str] | None = None):
         self.tokenizer, self.template, self.limits, self.served = tokenizer, template, limits, served
         self.stop_strings = template.stop_strings(tokenizer)
 

@@ -77,9 +77,8 @@ class PaddedRunner:
     def forward(self) -> Tensor:
         """Logits (running rows, vocabulary)."""
         running = self._running
-        starts = self._forward is None or any(row.num_pending > 1 for row in running)
         with self.adapters.using([(running[0].adapter, 1)]):
-            if starts:
+            if self._forward is None or any(row.num_pending > 1 for row in running):
                 self._forward = CachedForward(self.model, self.pad_id)
                 self._batch = running
                 logits = self._forward.prefill([row.tokens for row in running])

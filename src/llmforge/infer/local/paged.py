@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from llmforge.infer.local.live import base_of
 
@@ -43,8 +43,9 @@ class KeyValues:
     def of(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """The pool of a layer; `key`, `value` (heads, tokens, width) show its shape."""
         if layer not in self.layers:
-            sizes = [(self.num_blocks, BLOCK_SIZE, x.shape[0], x.shape[2]) for x in (key, value)]
-            self.layers[layer] = tuple(zeros(size, x) for size, x in zip(sizes, (key, value), strict=True))
+            places = (self.num_blocks, BLOCK_SIZE)
+            of_keys, of_values = (zeros((*places, x.shape[0], x.shape[2]), x) for x in (key, value))
+            self.layers[layer] = (of_keys, of_values)
         return self.layers[layer]
 
     @property
@@ -159,7 +160,7 @@ class PagedStep:
         out = flat.new_empty(flat.shape[0], flat.shape[1], value.shape[-1])
         for group in self.groups:
             part = attend_group(group, flat[group.places], keys, values, scale, window, cap)
-            if group.is_real is None:
+            if group.is_real is None or isinstance(group.places, slice):
                 out[group.places] = part
             else:
                 out[group.places[group.is_real]] = part[group.is_real]
@@ -221,7 +222,7 @@ _step: ContextVar[PagedStep] = ContextVar("forge_paged_step")
 
 
 def _attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query (1, heads, tokens, width) and so on -> (1, tokens, heads, width)."""
     scale = options.get("scaling")

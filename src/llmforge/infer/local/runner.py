@@ -113,7 +113,10 @@ class PagedRunner:
 
     def forward(self) -> Tensor:
         """Compute the planned step: logits (rows of `plan`, vocabulary)."""
-        spans, ids, positions, due = [], [], [], []
+        spans: list[Span] = []
+        ids: list[int] = []
+        positions: list[int] = []
+        due: list[int] = []
         at = 0
         for part in self._parts:
             end = part.start + part.count
@@ -187,8 +190,8 @@ def measure(model: Any) -> tuple[int, str | None]:
         for span, (text, _, _) in zip(spans, step, strict=True):
             last[text] = logits[span.at + span.count - 1]
     tolerance = TOLERANCE.get(last[0].dtype, LOW_PRECISION_TOLERANCE)
-    for number, text in enumerate(texts):
-        own = model(input_ids=torch.tensor([text], device=device), use_cache=False).logits[0, -1]
+    for number, whole in enumerate(texts):
+        own = model(input_ids=torch.tensor([whole], device=device), use_cache=False).logits[0, -1]
         scale = float(own.nan_to_num().abs().max())
         if not torch.allclose(own, last[number], rtol=0, atol=tolerance * scale, equal_nan=True):
             return 0, f"{type(base).__name__} gives other logits over blocks than by itself"
