@@ -18,13 +18,15 @@ def draw(rows: Sequence[LoadRow], path: Path) -> None:
     """
     require("matplotlib", "plot", "--chart").use("Agg")
     from matplotlib.figure import Figure
-    from matplotlib.ticker import ScalarFormatter
+    from matplotlib.ticker import NullLocator
 
     figure = Figure(figsize=(14, 4.6), layout="constrained")
     panels = figure.subplots(1, 3)
     titles = ("requests/s (ring: knee)", "output tokens/s", "latency, s: TP50, and up to TP999 or the longest")
+    levels_drawn: set[float] = set()
     for number, group in enumerate(series([row for row in rows if row.load.loop == "closed" and row.good])):
         levels = [row.load.level for row in group]
+        levels_drawn.update(levels)
         rates = [row.median("req_per_s") or 0.0 for row in group]
         colour, load = f"C{number % 10}", group[0].load
         name = load.server + (f", {load.shared} shared" if load.shared else "")
@@ -39,7 +41,8 @@ def draw(rows: Sequence[LoadRow], path: Path) -> None:
     for axes, title in zip(panels, titles, strict=True):
         axes.set_title(title, fontsize=10)
         axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.set_xticks(sorted(levels_drawn), [f"{level:g}" for level in sorted(levels_drawn)])
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("concurrency")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
