@@ -1,6 +1,6 @@
 # make setup   a virtual environment with everything, in .venv
 # make demo    a small model learns a task: before, training, after
-# make demo-rlhf   pre-training, conversations, reward model, PPO and export in one command
+# make demo-rlhf   pre-training, conversations, reward model, PPO and export in one command, about 8 minutes
 # make test    the tests (a few minutes); make test-slow those that take long; make check ruff and types
 # On a machine whose driver needs another torch build (README.md): make setup TORCH_INDEX=https://...
 
