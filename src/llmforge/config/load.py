@@ -212,7 +212,7 @@ def _stage_notes(given: dict[str, Given], later: list[Given], stage: str, comman
     elsewhere = [(item, sorted(LATER[item.key])) for item in later if stage not in LATER[item.key]]
     for name, item in given.items():
         stages = keys()[name].rule.stages if name in keys() else frozenset()
-        if stages and stage not in stages:
+        if stages and stage not in stages and item.value != keys()[name].default:  # a run's own recipe holds every key
             elsewhere.append((item, sorted(stages)))
     return [
         f"{item.origin.text}: {item.key}: only for stage {' or '.join(s)}; no effect with {stage}"
