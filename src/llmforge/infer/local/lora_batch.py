@@ -1,7 +1,7 @@
 """Requests for different adapters, and for the base, in one forward pass over an unmodified base model.
 
 The rows of a pass are sorted by adapter, so each adapter's rows are one span, and every layer adds each adapter's part
-to its own span alone. Against one wide product over all adapters with a mask, the spans took 124 ms instead of 127 for
+to its own span alone. Against one wide product over all adapters with a mask, the spans took 126 ms instead of 127 for
 32 rows and four adapters of rank 8, and 723 instead of 758 for 300 rows (linear layers of a 135M Llama, one CPU
 thread, without adapters 111 and 664; docs/serving_adapters.md).
 """
