@@ -191,9 +191,9 @@ def test_vllm_honours_seeds_stops_logprobs_and_schemas(engine, runner):
     entries = [entry for piece in pieces for entry in piece.logprobs]
     assert [entry.token_id for entry in entries] == ids[:3]
     assert all(len(entry.top) == 2 and entry.logprob == pytest.approx(entry.top[0][2]) for entry in entries)
-    schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
+    schema = {"enum": ["leak", "noise"]}  # no place where a random model could write spaces for ever
     bound = runner.run(collect(engine, ask(constraint={"type": "json_schema", "schema": schema}, max_new_tokens=40)))
-    assert json.loads("".join(piece.text for piece in bound)) in ({"a": 1}, {"a": 2})
+    assert json.loads("".join(piece.text for piece in bound)) in ("leak", "noise")
     with pytest.raises(RequestError, match="penalty_alpha: the vllm engine does not have it"):
         runner.run(collect(engine, ask(penalty_alpha=0.6, top_k=4)))
     with pytest.raises(RequestError, match="not served here; known: sorter, tiny"):
