@@ -4,21 +4,16 @@ from pathlib import Path
 
 import pytest
 
+from llmforge.data.inspect import natural_stage
 from llmforge.data.read import read_examples
 from llmforge.data.registry import load_registry
 
 ENTRIES = load_registry(Path(__file__).parents[2] / "data")
 
 
-def stage_of(entry):
-    if entry.path.suffix == ".txt":
-        return "pt"
-    return "dpo" if entry.ranking else "kto" if entry.columns.kto_tag else "sft"
-
-
 @pytest.mark.parametrize("name", ENTRIES)
 def test_every_row_is_read_without_a_remark(name):
     entry = ENTRIES[name]
-    examples, report = read_examples(entry, stage=stage_of(entry))
+    examples, report = read_examples(entry, stage=natural_stage(entry))
     assert report.rows_in == report.rows_out == len(examples) > 0
     assert (report.rejected, report.notes) == ([], [])

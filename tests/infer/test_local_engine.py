@@ -132,10 +132,11 @@ def test_closing_the_iterator_cancels_within_a_step(core):
 def test_a_full_queue_refuses_with_a_time_to_wait(core):
     async def scenario():
         async with started(core, max_queue=2) as engine:
-            long = engine.generate(asking(5, n=4, max_new_tokens=400))
+            long = engine.generate(asking(5, n=4, max_new_tokens=500))
             await anext(long)
             waiting = [asyncio.create_task(collect(engine, asking(6))) for _ in range(2)]
-            await asyncio.sleep(0.05)
+            while engine.stats().waiting < 2 and not any(task.done() for task in waiting):
+                await asyncio.sleep(0)
             with pytest.raises(EngineBusy) as refused:
                 await collect(engine, asking(7))
             await long.aclose()
@@ -232,8 +233,8 @@ def test_a_server_and_its_application_may_both_stop_the_engine(core):
         engine = LocalEngine(ServedModels(core, [ModelCard("tiny", "tiny")]))
         await engine.start()
         running = asyncio.create_task(collect(engine, asking(5, max_new_tokens=450)))
-        while not engine.stats().running:
-            await asyncio.sleep(0.01)
+        while not (engine.stats().running or running.done()):
+            await asyncio.sleep(0)
         patient = asyncio.create_task(engine.stop(5.0))
         await asyncio.sleep(0)  # it waits for the request by now
         await engine.stop()

@@ -125,7 +125,7 @@ def test_adapters_come_and_go_while_replies_are_written(tokenizer, tmp_path):
                 await asyncio.sleep(0.01)
             await engine.load_adapter("a", str(tmp_path / "a"))
             assert [card.id for card in engine.models()] == ["base", "a"]
-            with pytest.raises(RecipeError, match="two served models are called 'a'"):
+            with pytest.raises(RecipeError, match="a model called 'a' is served already"):
                 await engine.load_adapter("a", str(tmp_path / "b"))
             with pytest.raises(RecipeError, match="no folder at /nowhere"):
                 await engine.load_adapter("b", "/nowhere")

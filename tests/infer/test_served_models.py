@@ -57,7 +57,7 @@ def test_several_adapters_are_served_by_name(adapters, tiny_model_dir):
 
 
 def test_two_models_of_one_name_are_refused(adapters, tiny_model_dir):
-    with pytest.raises(RecipeError, match="two served models are called"):
+    with pytest.raises(RecipeError, match="is served already"):
         served(f"adapter_name_or_path={adapters / 'a'}", f"served_model_name={tiny_model_dir.name}")
 
 

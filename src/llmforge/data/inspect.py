@@ -80,6 +80,8 @@ def natural_stage(entry: DatasetEntry) -> str:
         return "dpo"
     if entry.columns.kto_tag:
         return "kto"
+    if entry.formatting == "alpaca" and entry.columns.response is None:
+        return "prompt"  # rows that a policy answers by itself
     bare_text = entry.formatting == "alpaca" and entry.named == {"prompt"} and entry.columns.prompt == "text"
     return "pt" if bare_text or entry.formatting == "text" else "sft"
 

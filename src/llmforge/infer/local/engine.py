@@ -148,6 +148,8 @@ class LocalEngine:
         ticket = None
         try:
             job = await asyncio.to_thread(self.fleet.intake.prepare, request, arrived_at)
+            if self._state in ("stopped", "dead"):  # meanwhile: nobody would ever take it out of the line
+                raise EngineUnavailable(f"the engine {'was stopped' if self._state == 'stopped' else 'is dead'}")
             ticket = Ticket(next(self._numbers), job)
             self._waiting.append(ticket)
             self._dispatch()

@@ -254,7 +254,7 @@ class ServedModels:
 
     def _check_free(self, name: str) -> None:
         if name in self._cards:
-            raise RecipeError(f"two served models are called {name!r}; set served_model_name or rename one of them")
+            raise RecipeError(f"a model called {name!r} is served already; set served_model_name or rename one of them")
 
 
 def _is_wrapped(model: Any) -> bool:
