@@ -90,7 +90,7 @@ def test_two_workers_give_the_replies_of_one_core_and_share_what_they_are_told(r
         await engine.load_adapter("tuned", str(tmp_path / "tuned"))
         both = [asking(5, 6, 7 + i, model=model) for model in ("tuned", "tiny") for i in range(4)]
         assert await asyncio.gather(*(collect(engine, request) for request in both)) == [*adapted, *expected[:4]]
-        with pytest.raises(RecipeError, match="are called 'tuned'"):
+        with pytest.raises(RecipeError, match="'tuned' is served already"):
             await engine.load_adapter("tuned", str(tmp_path / "tuned"))
         for process in workers_of(engine):
             process.kill()
