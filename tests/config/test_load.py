@@ -252,13 +252,20 @@ def test_keys_of_other_commands_are_allowed():
 
 def test_a_key_of_another_stage_is_said_and_not_refused():
     recipe = load(
-        "model_name_or_path: a/b\noutput_dir: x\ndataset: d\nstage: pt\nmask_history: true\npref_beta: 0.1\n",
+        "model_name_or_path: a/b\noutput_dir: x\ndataset: d\nstage: pt\nmask_history: true\npref_beta: 0.2\n",
         command="train",
     )
     assert recipe.notes == (
         "recipe.yaml line 5: mask_history: only for stage sft; no effect with pt",
         "recipe.yaml line 6: pref_beta: only for stage dpo or kto; no effect with pt",
     )
+
+
+def test_a_key_of_another_stage_at_its_default_is_not_said():
+    text = "model_name_or_path: a/b\noutput_dir: x\ndataset: d\nstage: pt\n"
+    assert load(text + "mask_history: false\npref_beta: 0.1\n", command="train").notes == ()
+    again = load(dump_recipe(load(text, command="train")), command="train")  # a run's own recipe holds every key
+    assert not [note for note in again.notes if "only for stage" in note]
 
 
 def test_predict_recipes_of_llama_factory_do_not_train():

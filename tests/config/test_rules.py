@@ -7,6 +7,7 @@ from llmforge.config.rules import RULES
 from llmforge.errors import RecipeError
 
 PLAIN = ["model_name_or_path=a/b", "output_dir=runs/x", "dataset=demo"]
+GRPO = [*PLAIN, "stage=grpo", "reward_funcs=ended"]  # replies drawn and rewarded, nothing amiss
 
 # rule: command, words that break it (behind the plain recipe, which train words need)
 BROKEN = {
@@ -37,6 +38,14 @@ BROKEN = {
     "probs-sum": ("train", [*PLAIN, "mix_strategy=interleave_over", "interleave_probs=0.7"]),
     "mix-keys-interleave": ("train", [*PLAIN, "mix_strategy=interleave_over", "mix_caps={a: 5}"]),
     "mix-keys-drawn": ("train", [*PLAIN, "mix_rows=100"]),
+    "rl-lora": ("train", [*GRPO, "finetuning_type=full"]),
+    "rl-reward": ("train", [*PLAIN, "stage=ppo"]),
+    "rl-pattern": ("train", [*PLAIN, "stage=grpo", "reward_funcs=regex"]),
+    "rl-sharded": ("train", [*GRPO, "deepspeed=configs/deepspeed/z2.json"]),
+    "rl-not-here": ("train", [*GRPO, "loraplus_lr_ratio=16"]),
+    "rl-no-dropout": ("train", [*GRPO, "lora_dropout=0.1"]),
+    "rl-sampling": ("train", [*GRPO, "temperature=0.5"]),
+    "rl-scores": ("train", [*GRPO, "predict_with_generate=true"]),
     "groups-whole": ("train", [*PLAIN, "stage=dpo", "truncation=split"]),
     "groups-unpacked": ("train", [*PLAIN, "stage=rm", "packing=true"]),
     "replies-not-scored": ("train", [*PLAIN, "stage=kto", "predict_with_generate=true"]),
@@ -94,6 +103,7 @@ def test_a_rule_speaks_where_it_is_broken(rule):
 
 def test_a_plain_recipe_breaks_no_rule():
     assert load_recipe(PLAIN, "train").notes == ()
+    assert load_recipe(GRPO, "train").notes == ()
 
 
 def test_a_rule_over_a_wrong_value_is_left_out():

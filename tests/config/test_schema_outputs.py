@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from llmforge import cli
+from llmforge.chain.command import check as check_links
 from llmforge.config import aliases
 from llmforge.config.docs import keys_page
 from llmforge.config.explain import explain
 from llmforge.config.help import command_help
-from llmforge.config.json_schema import recipe_schema
+from llmforge.config.json_schema import SEVERAL, recipe_schema
 from llmforge.config.keys import NESTED, READS, keys
+from llmforge.config.kind import recipe_kind
 from llmforge.config.load import load_recipe
 from llmforge.config.starters import STARTERS
 from llmforge.config.yaml_text import parse_recipe
@@ -70,7 +72,15 @@ def test_every_shipped_recipe_validates_and_loads(validator, monkeypatch):
     for file in files:
         errors = [error.message for error in validator.iter_errors(as_json(file.read_text(encoding="utf-8")))]
         assert errors == [], file
-        load_recipe([str(file)], "show")
+        if recipe_kind([str(file)]) in SEVERAL:
+            assert check_links([str(file)]).problems == []
+        else:
+            load_recipe([str(file)], "show")
+
+
+def test_an_editor_underlines_links_and_values_of_the_wrong_form(validator):
+    for text in ("chain: [pt, sft]\n", "chain: {pt: 5}\n", "sweep: {lora_rank: 8}\n", "sweep: {lora_rank: []}\n"):
+        assert list(validator.iter_errors(as_json(text + "output_dir: x\n"))), text
 
 
 @pytest.mark.parametrize("text", ["lora_rank: 0\n", "stage: stf\n", "lerning_rate: 1\n", "launch: {nprocs: 1}\n"])
