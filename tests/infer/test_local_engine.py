@@ -245,6 +245,19 @@ def test_a_server_and_its_application_may_both_stop_the_engine(core):
     asyncio.run(scenario())
 
 
+def test_a_request_that_is_read_while_the_engine_stops_is_told_so(core):
+    async def scenario():
+        engine = LocalEngine(ServedModels(core, [ModelCard("tiny", "tiny")]))
+        await engine.start()
+        early = asyncio.create_task(collect(engine, asking(5)))
+        await asyncio.sleep(0)  # it is admitted, and its prompt is read in a thread
+        await engine.stop()
+        with pytest.raises(EngineUnavailable, match="was stopped"):
+            await asyncio.wait_for(early, 20)
+
+    asyncio.run(scenario())
+
+
 def test_adapters_come_and_go_while_the_engine_runs(tiny_model_dir, tmp_path):
     from peft import LoraConfig, get_peft_model
 
