@@ -78,6 +78,15 @@ def test_less_memory_means_shorter_lines_and_then_recomputing():
     assert model.is_gradient_checkpointing
 
 
+def test_a_model_that_learns_nothing_keeps_nothing_and_takes_the_longest_lines():
+    model = make(**MORE).requires_grad_(False)
+    memory = pass_memory(model)
+    assert memory.per_token == 0
+    assert memory.tokens_within(memory.fixed + 1) == 4096
+    assert memory.tokens_within(memory.fixed) == 256
+    assert choose_batching(recipe(), model, longest_row=50).line.tokens == 4096
+
+
 def test_a_resumed_run_cuts_its_passes_as_before():
     batching = choose_batching(recipe(), make(**MORE), longest_row=50, tokens_before=1280)
     assert batching.line.tokens == 1280

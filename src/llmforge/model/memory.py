@@ -55,6 +55,8 @@ class PassMemory:
 
     def tokens_within(self, limit: int) -> int:
         """Tokens a pass may hold under `limit` bytes, between MIN_TOKENS and MAX_TOKENS."""
+        if self.per_token == 0:  # nothing learns (a reference), so nothing is kept for a backward pass
+            return MAX_TOKENS if self.fixed < limit else MIN_TOKENS
         return int(min(max((limit - self.fixed) / self.per_token, MIN_TOKENS), MAX_TOKENS))
 
 
