@@ -263,7 +263,7 @@ def files() -> dict[str, bytes]:
     jsonl("hotline_prompts_train.jsonl", prompts[:-PROMPT_TEST_ROWS])
     jsonl("hotline_prompts_test.jsonl", prompts[-PROMPT_TEST_ROWS:])
     requests = json_requests()
-    jsonl("json_request_train.jsonl", requests[: -REQUEST_TEST_ROWS])
+    jsonl("json_request_train.jsonl", requests[:-REQUEST_TEST_ROWS])
     jsonl("json_request_test.jsonl", requests[-REQUEST_TEST_ROWS:])
     made["handbook_corpus.txt"] = "".join(line + "\n" for line in Hotline("corpus").corpus(120)).encode()
     return made

@@ -15,7 +15,20 @@ import pytest
 REPO = Path(__file__).parents[1]
 PACKAGE = REPO / "src/llmforge"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-TORCH_FREE = ("errors", "process", "registry", "runs", "config", "data", "metrics", "bench", "gateway", "check", "chain", "cli")
+TORCH_FREE = (
+    "errors",
+    "process",
+    "registry",
+    "runs",
+    "config",
+    "data",
+    "metrics",
+    "bench",
+    "gateway",
+    "check",
+    "chain",
+    "cli",
+)
 HEAVY = (
     "torch",
     "transformers",

@@ -61,7 +61,7 @@ def classify(num_rows: int, length: int) -> list[dict[str, str]]:
     """A shared instruction of about 300 tokens, 40 to 100 own tokens, a short JSON answer; `length` plays no part."""
     draw = random.Random(SEED)
     rows = []
-    for number in range(num_rows):
+    for _ in range(num_rows):
         kind = draw.choice(sorted(FAULTS))
         place, urgent = draw.choice(PLACES), draw.random() < 0.3
         remarks = draw.sample(REMARKS, draw.randint(0, 3))

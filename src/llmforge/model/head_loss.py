@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-CHUNK_BYTES = 64 * 2**20  # logits held at a time, whatever the vocabulary; below 32 MB glibc would keep them on its heap
+CHUNK_BYTES = 64 * 2**20  # logits held at a time, whatever the vocabulary; below 32 MB glibc would keep them
 
 
 def chunk_rows(vocab: int) -> int:

@@ -116,7 +116,9 @@ class RewardServer:
         answer = self._ask("/score", {"model": self.model, "conversations": conversations})
         for item, sample in zip(answer["data"], samples, strict=True):
             if item["score"] is None:
-                raise RunError(f"reward_model: {self.base_url} gives no score for {sample.source}: {item.get('reason')}")
+                raise RunError(
+                    f"reward_model: {self.base_url} gives no score for {sample.source}: {item.get('reason')}"
+                )
         return [float(item["score"]) for item in answer["data"]]
 
     def _ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
