@@ -258,6 +258,21 @@ def test_a_request_that_is_read_while_the_engine_stops_is_told_so(core):
     asyncio.run(scenario())
 
 
+def test_a_stopped_engine_gives_its_core_back_empty(core):
+    async def scenario():
+        engine = LocalEngine(ServedModels(core, [ModelCard("tiny", "tiny")]))
+        await engine.start()
+        running = asyncio.create_task(collect(engine, asking(5, max_new_tokens=450)))
+        while not (core.stats().running or running.done()):
+            await asyncio.sleep(0)
+        await engine.stop()
+        assert core.is_idle
+        with pytest.raises(EngineUnavailable, match="was stopped"):
+            await running
+
+    asyncio.run(scenario())
+
+
 def test_adapters_come_and_go_while_the_engine_runs(tiny_model_dir, tmp_path):
     from peft import LoraConfig, get_peft_model
 

@@ -34,7 +34,7 @@ class CoreLoop:
         while True:
             while (message := self.receive(core.is_idle)) is not None:
                 if isinstance(message, Quit):
-                    return
+                    return self._leave()
                 self._take(message)
             if not core.is_idle:
                 pieces = [(self._numbers[id(job)], piece) for job, piece in core.step()]
@@ -42,6 +42,13 @@ class CoreLoop:
                     if piece.usage is not None:  # its last
                         del self._numbers[id(self._jobs.pop(number))]
                 self.send(Came(pieces, core.stats()))
+
+    def _leave(self) -> None:
+        """Give the core back empty: what still runs is cancelled, and nobody hears its last pieces."""
+        for job in self._jobs.values():
+            job.cancelled = True
+        while not self.served.core.is_idle:
+            self.served.core.step()
 
     def _take(self, message: Begin | Cancel | Call) -> None:
         match message:
