@@ -1,6 +1,6 @@
 """litellm against the server. It caps packages of ours, so it runs in an environment of its own:
 
-python -m venv litellm && litellm/bin/pip install litellm
+python -m venv litellm && litellm/bin/pip install "litellm[mcp]"    # it imports mcp as soon as a request has tools
 LLMFORGE_LITELLM_PYTHON=$PWD/litellm/bin/python pytest -m peers tests/serve/test_api_litellm.py
 """
 
@@ -46,7 +46,8 @@ def test_litellm_asks_streams_and_calls(server):
     if not python:
         pytest.skip("LLMFORGE_LITELLM_PYTHON names no environment with litellm")
     script = [python, "-c", SCRIPT, f"{server.url}/v1", QUESTION]
-    done = subprocess.run(script, capture_output=True, text=True, timeout=300)
+    env = os.environ | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}  # else it asks the net for prices first
+    done = subprocess.run(script, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.strip().splitlines()[-1])
     expected = server.ask(max_tokens=8).choices[0].message.content
