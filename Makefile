@@ -14,7 +14,7 @@ NEWS := | { grep -v '^Requirement already satisfied' || true; }
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: setup demo demo-rlhf test test-slow check clean
+.PHONY: setup demo demo-rlhf test test-slow test-web chromium check clean
 
 setup: $(VENV)/.ready
 
@@ -40,6 +40,16 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+test-web: setup chromium
+	$(BIN)/python -m pytest -m web tests/webui
+
+# Where it cannot be installed the browser tests skip and say so; CHROMIUM=/path names one that lies elsewhere.
+chromium:
+	@command -v chromium chromium-browser google-chrome "$$CHROMIUM" >/dev/null || \
+		{ [ "$$(id -u)" = 0 ] && apt-get update -qq && \
+		apt-get install -y -qq --no-install-recommends chromium fonts-noto-cjk >/dev/null; } || \
+		echo "== chromium: not here and not installed; browser tests will skip"
 
 check: setup
 	$(BIN)/ruff check .
