@@ -122,6 +122,8 @@ def apply_patches(row: dict[str, Any], patches: Sequence[Patch]) -> Reviewed:
     A decision made for the same row holds. One made for an earlier version holds when it is an edit whose old values
     are still there; any other sends the row back to pending, and `stale` says so.
     """
+    if not patches:
+        return Reviewed(row)
     base = base_hash(row)
     result = Reviewed(row)
     for patch in patches:
