@@ -59,9 +59,18 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     # In a wheel configs/, recipes/ and data/ are llmforge/shipped/...; config/paths.py finds them there and here.
-    package_dir={"": "src", **{f"llmforge.shipped.{name}": name for name in SHIPPED}},
-    packages=[*find_packages("src"), *(f"llmforge.shipped.{name}" for name in SHIPPED)],
-    package_data={f"llmforge.shipped.{name}": patterns for name, patterns in SHIPPED.items()},
+    # webui/, the board, is llmforge.webui.
+    package_dir={"": "src", "llmforge.webui": "webui", **{f"llmforge.shipped.{name}": name for name in SHIPPED}},
+    packages=[
+        *find_packages("src"),
+        "llmforge.webui",
+        *(f"llmforge.webui.{name}" for name in find_packages("webui")),
+        *(f"llmforge.shipped.{name}" for name in SHIPPED),
+    ],
+    package_data={
+        "llmforge.webui": ["*.css", "*.js", "text/*/*.json"],
+        **{f"llmforge.shipped.{name}": patterns for name, patterns in SHIPPED.items()},
+    },
     install_requires=[
         "torch>=2.11",
         "transformers>=5.17",

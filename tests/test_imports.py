@@ -14,7 +14,8 @@ import pytest
 
 REPO = Path(__file__).parents[1]
 PACKAGE = REPO / "src/llmforge"
-MODULES = sorted(PACKAGE.rglob("*.py"))
+BOARD = REPO / "webui"  # llmforge.webui, by setup.py's package_dir
+MODULES = sorted([*PACKAGE.rglob("*.py"), *BOARD.rglob("*.py")])
 TORCH_FREE = (
     "errors",
     "process",
@@ -27,6 +28,7 @@ TORCH_FREE = (
     "gateway",
     "check",
     "chain",
+    "webui",
     "cli",
 )
 HEAVY = (
@@ -65,7 +67,10 @@ def room_of(module: str) -> str | None:
 
 
 def module_name(path: Path) -> str:
-    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    if path.is_relative_to(BOARD):
+        parts = ("llmforge", *path.relative_to(REPO).with_suffix("").parts)
+    else:
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 

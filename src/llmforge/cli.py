@@ -45,6 +45,9 @@ COMMANDS: dict[str, Command] = {
         "llmforge.export.command:main", "Merge adapters into a model folder.", "forge-cli export runs/classify"
     ),
     "api": Command("llmforge.serve.command:main", "Serve the OpenAI API.", "forge-cli api runs/classify port=8000"),
+    "webui": Command(
+        "llmforge.webui_command:main", "The board in a browser.", "forge-cli webui port=7860", reads_recipe=False
+    ),
     "gateway": Command(
         "llmforge.gateway.command:main",
         "Several workers behind one address.",
