@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from llmforge.config.checked import Checked, files_of
 from llmforge.config.given import Problem, refuse
 from llmforge.config.schema import Recipe
 from llmforge.data.entry import DatasetEntry
@@ -26,31 +27,19 @@ SAMPLE = 100  # rows of each data set that are read and encoded
 
 
 @dataclass
-class Checked:
-    """What a check found; a recipe with problems does not run."""
+class CheckedRun(Checked):
+    """The check of a recipe of one run."""
 
     recipe: Recipe
-    fine: list[str] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
-    not_checked: list[str] = field(default_factory=list)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return self.recipe.notes
-
-    @property
-    def files(self) -> list[str]:
-        return list(dict.fromkeys(origin.file for origin in self.recipe.origins.values() if origin.file))
 
     def wrong(self, key: str, message: str) -> None:
         """A problem at the line where `key` was given."""
         self.problems.append(Problem(self.recipe.origins.get(key), message))
 
 
-def check_recipe(recipe: Recipe) -> Checked:
+def check_recipe(recipe: Recipe) -> CheckedRun:
     """Look at everything a recipe names that can be read without loading a model or going on the net."""
-    result = Checked(recipe)
+    result = CheckedRun(recipe, files=files_of(recipe.origins), notes=list(recipe.notes))
     tokenizer = _tokenizer(recipe, result)
     template = _template(recipe, tokenizer, result)
     for name, entry in [("dataset", e) for e in recipe.data.dataset] + [
@@ -68,7 +57,7 @@ def refuse_names(recipe: Recipe) -> None:
     Raises:
         RecipeError: all names of data sets, templates and tokenizers that lead nowhere, with their lines.
     """
-    result = Checked(recipe)
+    result = CheckedRun(recipe, files=files_of(recipe.origins), notes=list(recipe.notes))
     _template(recipe, _tokenizer(recipe, result), result)
     for key, names in (("dataset", recipe.data.dataset), ("eval_dataset", recipe.data.eval_dataset)):
         for name in names:
@@ -77,7 +66,7 @@ def refuse_names(recipe: Recipe) -> None:
         raise refuse(list(dict.fromkeys(o.file for o in recipe.origins.values() if o.file)), result.problems)
 
 
-def _tokenizer(recipe: Recipe, result: Checked) -> Tokenizer | None:
+def _tokenizer(recipe: Recipe, result: CheckedRun) -> Tokenizer | None:
     name = recipe.model.model_name_or_path
     if not name:
         result.not_checked.append("tokenizer: no model is named")
@@ -95,7 +84,7 @@ def _tokenizer(recipe: Recipe, result: Checked) -> Tokenizer | None:
     return tokenizer
 
 
-def _template(recipe: Recipe, tokenizer: Tokenizer | None, result: Checked) -> Template | None:
+def _template(recipe: Recipe, tokenizer: Tokenizer | None, result: CheckedRun) -> Template | None:
     name = recipe.data.template
     named = name != "auto" and not name.endswith((".yaml", ".yml"))
     if tokenizer is None:
@@ -120,7 +109,7 @@ def _template(recipe: Recipe, tokenizer: Tokenizer | None, result: Checked) -> T
     return template
 
 
-def _entry(key: str, name: str | dict, recipe: Recipe, result: Checked) -> DatasetEntry | None:
+def _entry(key: str, name: str | dict, recipe: Recipe, result: CheckedRun) -> DatasetEntry | None:
     """The entry when its rows are on this machine."""
     try:
         entry = resolve_dataset(name, recipe.data.dataset_dir)
@@ -136,7 +125,7 @@ def _entry(key: str, name: str | dict, recipe: Recipe, result: Checked) -> Datas
     return entry
 
 
-def _sample(key: str, name: str | dict, recipe: Recipe, result: Checked) -> list[Example]:
+def _sample(key: str, name: str | dict, recipe: Recipe, result: CheckedRun) -> list[Example]:
     entry = _entry(key, name, recipe, result)
     if entry is None:
         return []
@@ -162,7 +151,7 @@ def _first(rejected: list) -> str:
 
 
 def _encode(
-    name: str, examples: list[Example], template: Template, tokenizer: Tokenizer, recipe: Recipe, result: Checked
+    name: str, examples: list[Example], template: Template, tokenizer: Tokenizer, recipe: Recipe, result: CheckedRun
 ) -> None:
     policy = LabelPolicy(recipe.data.train_on_prompt, recipe.data.mask_history)
     lengths, learned, refused = [], 0, []

@@ -6,8 +6,8 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from llmforge.config.checked import Checked
 from llmforge.config.dump import nested, recipe_values, show_recipe
 from llmforge.config.explain import explain
 from llmforge.config.given import refuse
@@ -77,20 +77,20 @@ def check(words: list[str]) -> int:
     return 0
 
 
-def _check_run(words: list[str]) -> Any:
+def _check_run(words: list[str]) -> Checked:
     recipe = load_recipe(words, "check")
     from llmforge.check import check_recipe  # behind the load, so that a wrong recipe is refused sooner
 
     return check_recipe(recipe)
 
 
-def _check_dataset(words: list[str]) -> Any:
+def _check_dataset(words: list[str]) -> Checked:
     from llmforge.datagen.check import check_dataset
 
     return check_dataset(words)
 
 
-def _check_links(words: list[str]) -> Any:
+def _check_links(words: list[str]) -> Checked:
     from llmforge.chain.command import check as check_links
 
     return check_links(words)
@@ -132,7 +132,7 @@ def _notes(notes: tuple[str, ...]) -> None:
         print(f"note: {note}", file=sys.stderr)
 
 
-CHECKS: dict[str, Callable[[list[str]], Any]] = {
+CHECKS: dict[str, Callable[[list[str]], Checked]] = {
     "run": _check_run,
     "dataset": _check_dataset,
     "chain": _check_links,

@@ -7,26 +7,21 @@ from dataclasses import dataclass, field
 
 from llmforge.chain.link import Link, resolve
 from llmforge.check import check_recipe
+from llmforge.config.checked import Checked
 from llmforge.config.given import Problem
 from llmforge.config.schema import Origin, Recipe
 
 
 @dataclass
-class Checked:
-    """What was found, each line with its link; `recipes` are those of the links that can be resolved."""
+class CheckedLinks(Checked):
+    """The check of a chain, each line with its link; `recipes` are those of the links that can be resolved."""
 
-    files: list[str]
     recipes: dict[str, Recipe] = field(default_factory=dict)
-    fine: list[str] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
-    not_checked: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
 
-def check_links(links: list[Link], files: list[str], problems: Iterable[Problem] = ()) -> Checked:
+def check_links(links: list[Link], files: list[str], problems: Iterable[Problem] = ()) -> CheckedLinks:
     """Check every link; `files` are the recipe files they were read from, `problems` those known already."""
-    result = Checked(files, problems=list(problems))
+    result = CheckedLinks(files=files, problems=list(problems))
     folders = {link.name: link.folder for link in links}
     shared = _shared(links)
     for link in links:

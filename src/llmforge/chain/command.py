@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from llmforge.chain.check import Checked, check_links
+from llmforge.chain.check import CheckedLinks, check_links
 from llmforge.chain.plan import read_chain
 from llmforge.chain.run import Done, LinkRunner, failure, run_links, say
 from llmforge.chain.sweep import read_sweep, table_of
@@ -25,7 +25,7 @@ TOLD = (
 )
 
 
-def check(words: Sequence[str]) -> Checked:
+def check(words: Sequence[str]) -> CheckedLinks:
     """All links of a chain, or all runs of a sweep, with nothing started.
 
     Raises:
@@ -74,7 +74,7 @@ def run_sweep(words: Sequence[str]) -> int:
     return code
 
 
-def refuse_problems(checked: Checked) -> None:
+def refuse_problems(checked: CheckedLinks) -> None:
     """Raises:
     RecipeError: what keeps a link from running, with its line.
     """

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from llmforge.config.checked import Checked, files_of
 from llmforge.config.given import Problem
 from llmforge.config.schema import ModelConfig
 from llmforge.datagen.budget import known_price
@@ -26,21 +27,12 @@ MOST_TASKS = 1000
 
 
 @dataclass
-class Checked:
-    """What a check found; a recipe with problems does not run."""
+class CheckedDataset(Checked):
+    """The check of a recipe that makes a data set."""
 
     recipe: DatasetRecipe
-    fine: list[str] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
-    not_checked: list[str] = field(default_factory=list)
-    notes: tuple[str, ...] = ()
 
-    @property
-    def files(self) -> list[str]:
-        return list(dict.fromkeys(origin.file for origin in self.recipe.origins.values() if origin.file))
-
-    def look(self, at: Callable[[DatasetRecipe, Checked], None]) -> None:
+    def look(self, at: Callable[[DatasetRecipe, CheckedDataset], None]) -> None:
         """Look at one part; what it raises is a problem, at the line of the key that its message begins with."""
         try:
             at(self.recipe, self)
@@ -51,7 +43,7 @@ class Checked:
             self.problems.append(Problem(origins.get(found), str(error)))
 
 
-def check_dataset(words: Sequence[str]) -> Checked:
+def check_dataset(words: Sequence[str]) -> CheckedDataset:
     """Check the recipe behind the words.
 
     Raises:
@@ -61,7 +53,7 @@ def check_dataset(words: Sequence[str]) -> Checked:
     making = any(key in recipe.origins for key in MAKING)
     if making:
         recipe = load_dataset_recipe(words)  # once more, for what a recipe that makes rows must say
-    result = Checked(recipe)
+    result = CheckedDataset(recipe, files=files_of(recipe.origins))
     if making:
         result.look(_rows)
         if recipe.mode != "rules":
@@ -71,7 +63,7 @@ def check_dataset(words: Sequence[str]) -> Checked:
     return result
 
 
-def _rows(recipe: DatasetRecipe, result: Checked) -> None:
+def _rows(recipe: DatasetRecipe, result: CheckedDataset) -> None:
     if recipe.mode == "selfinstruct":
         seeds = read_seeds(Path(str(recipe.selfinstruct.seeds)))
         result.fine.append(f"selfinstruct.seeds: {len(seeds)} seed tasks for {recipe.rows} rows")
@@ -96,7 +88,7 @@ def _rows(recipe: DatasetRecipe, result: Checked) -> None:
     ]
 
 
-def _teacher(recipe: DatasetRecipe, result: Checked) -> None:
+def _teacher(recipe: DatasetRecipe, result: CheckedDataset) -> None:
     config = recipe.teacher
     if config.key_env:
         secret(config.key_env, recipe, "teacher")
@@ -115,7 +107,7 @@ def _teacher(recipe: DatasetRecipe, result: Checked) -> None:
     result.not_checked.append(f"teacher: whether {config.model} answers at {config.base_url}")
 
 
-def _conversion(recipe: DatasetRecipe, result: Checked) -> None:
+def _conversion(recipe: DatasetRecipe, result: CheckedDataset) -> None:
     if not recipe.convert.file and not any(Work(recipe.folder).ok.glob("*.json")):
         result.not_checked.append(f"convert: no accepted rows in {recipe.folder} yet")
         return
