@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -82,11 +82,16 @@ def append(path: Path, line: dict[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """All runs of a ledger; none when there is no file yet.
+def read(
+    path: Path, check: Callable[[dict[str, Any]], object] | None = None, what: str = "run of a benchmark"
+) -> list[dict[str, Any]]:
+    """All lines of a ledger; none when there is no file yet.
+
+    Args:
+        check: raises KeyError, TypeError or ValueError for a line that is none of `what`; None for runs of training.
 
     Raises:
-        RecipeError: a line is no run; names file and line.
+        RecipeError: a line is none; names file and line.
     """
     if not path.exists():
         return []
@@ -94,9 +99,9 @@ def read(path: Path) -> list[dict[str, Any]]:
     for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             line = json.loads(text)
-            _cell(line)
+            (check or _cell)(line)
         except (ValueError, KeyError, TypeError) as error:
-            raise RecipeError(f"--ledger: {path}, line {number} is no run of a benchmark ({error!r})") from None
+            raise RecipeError(f"--ledger: {path}, line {number} is no {what} ({error!r})") from None
         lines.append(line)
     return lines
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from llmforge.bench import ledger
 from llmforge.bench.serve_stats import percentiles
-from llmforge.errors import RecipeError
 
 
 @dataclass(frozen=True)
@@ -70,22 +69,8 @@ class LoadRow:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """All lines; none when there is no file yet.
-
-    Raises:
-        RecipeError: a line is no load; names file and line.
-    """
-    if not path.exists():
-        return []
-    lines = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            line = json.loads(text)
-            _load(line)
-        except (ValueError, KeyError, TypeError) as error:
-            raise RecipeError(f"--ledger: {path}, line {number} is no load of bench serve ({error!r})") from None
-        lines.append(line)
-    return lines
+    """All loads of a ledger; see ledger.read."""
+    return ledger.read(path, _load, "load of bench serve")
 
 
 def rows_of(lines: Iterable[dict[str, Any]]) -> list[LoadRow]:
