@@ -21,6 +21,7 @@ HERE = Path(__file__).parent
 # Address -> module of webui/pages; "" is the first page. A page's name is the text "common.NAME".
 PAGES = {
     "": "home",
+    "data": "data",
     "train": "train",
     "runs": "runs",
 }

@@ -100,7 +100,7 @@ def start_board(folder: Path, *words: str, port: int | None = None) -> Board:
     log = folder / ".board.log"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "FORGE_REVIEWER": "tester", "NO_COLOR": "1"}
     with open(log, "ab") as out:
-        command = [sys.executable, "-m", "llmforge.cli", "webui", "--port", str(port), *words]
+        command = [sys.executable, "-m", "llmforge.cli", "webui", f"port={port}", *words]
         process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=out, env=environment)
     board = Board(folder, port, process, log)
     until = time.monotonic() + PATIENCE_S

@@ -1,0 +1,79 @@
+"""Small charts as SVG: they need no script, follow the theme's colours, and say in words what they show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llmforge.webui.markup import Safe, tag
+
+WIDTH, HEIGHT, FOOT = 640, 170, 26
+
+
+def histogram(edges: Sequence[float], counts: Sequence[int], *, line: float, line_label: str, label: str) -> Safe:
+    """Bars between `edges`, and a line at `line`, which may lie beyond the last bar."""
+    low, high = edges[0], max(edges[-1], line * 1.02)
+    most = max(counts) or 1
+
+    def x(value: float) -> float:
+        return round((value - low) / max(high - low, 1e-9) * WIDTH, 1)
+
+    bars = []
+    for count, left, right in zip(counts, edges, edges[1:], strict=False):
+        tall = round(count / most * (HEIGHT - 20), 1)
+        told = tag("title", f"{left:g}–{right:g}: {count:,}")
+        bars.append(
+            tag(
+                "rect",
+                told,
+                x=x(left),
+                y=HEIGHT - tall,
+                width=max(x(right) - x(left) - 1, 1),
+                height=tall,
+                class_="bar",
+            )
+        )
+    at = min(x(line), WIDTH - 1)
+    anchor = "end" if at > WIDTH / 2 else "start"
+    return tag(
+        "svg",
+        *bars,
+        tag("line", x1=0, x2=WIDTH, y1=HEIGHT, y2=HEIGHT, class_="axis"),
+        tag("line", x1=at, x2=at, y1=4, y2=HEIGHT, class_="cut"),
+        tag("text", line_label, x=at + (-6 if anchor == "end" else 6), y=14, text_anchor=anchor, class_="cut-label"),
+        tag("text", f"{low:g}", x=0, y=HEIGHT + 18),
+        tag(
+            "text",
+            f"{edges[-1]:g}",
+            x=x(edges[-1]),
+            y=HEIGHT + 18,
+            text_anchor="end" if high == edges[-1] else "middle",
+        ),
+        viewBox=f"0 0 {WIDTH} {HEIGHT + FOOT}",
+        role="img",
+        aria_label=label,
+        class_="chart",
+    )
+
+
+def before_after(values: Sequence[tuple[str, float, float]], before: str, after: str, label: str) -> Safe:
+    """For each name two bars on a scale from 0 to its own round maximum, with their numbers beside them."""
+    row, left = 54, 150
+    rows = []
+    for number, (name, one, two) in enumerate(values):
+        top, scale = number * row + 8, scale_of(one, two)
+        rows.append(tag("text", name, x=left - 10, y=top + 24, text_anchor="end", class_="name"))
+        for place, (value, kind, said) in enumerate(((one, "before", before), (two, "after", after))):
+            wide = round(max(value, 0) / scale * (WIDTH - left - 130), 1)
+            y = top + place * 19
+            told = tag("title", f"{name}, {said}: {value:.4g}")
+            rows.append(tag("rect", told, x=left, y=y, width=max(wide, 1), height=16, class_=f"bar {kind}"))
+            rows.append(tag("text", f"{value:.4g} {said}", x=left + wide + 6, y=y + 13))
+    return tag(
+        "svg", *rows, viewBox=f"0 0 {WIDTH} {len(values) * row + 8}", role="img", aria_label=label, class_="chart"
+    )
+
+
+def scale_of(*values: float) -> float:
+    """The top of a scale: 1 for shares, 100 for percentages, else the largest value."""
+    most = max(*values, 1e-9)
+    return 1.0 if most <= 1 else 100.0 if most <= 100 else most
