@@ -17,9 +17,11 @@ from llmforge.config.schema import Recipe
 from llmforge.data.example import Encoded
 from llmforge.data.plan import lay_padded, lay_tree
 from llmforge.errors import RecipeError
+from llmforge.model.adapters import decoder_layers
 from llmforge.model.arena import Arena
 from llmforge.model.attention import runs_forest, supports_forest, use_forest_attention
 from llmforge.model.forward import token_losses, token_states
+from llmforge.model.holes import give_back_holes
 from llmforge.model.lean import take_lean_layers
 from llmforge.model.memory import GB, PassMemory, measure_pass, memory_limit
 from llmforge.train.steps import Line
@@ -133,6 +135,8 @@ def _tokens_per_pass(recipe: Recipe, model: Any, longest_row: int, before: int |
     longest = max(tokens, longest_row)
     # What is computed again would be kept twice.
     arena = Arena(int(memory.kept_per_token * longest)) if device.type == "cpu" and not recomputes else None
+    if arena:
+        give_back_holes(decoder_layers(model))
     return tokens, f"about {memory.peak(longest) / GB:.1f} GB at the peak, {told}", arena
 
 
