@@ -219,6 +219,15 @@ class Hotline:
             said[fill(self.rng, f"{report} {w['address']}", w["slots"])] = None
         return [{"instruction": text} for text in said]
 
+    def log(self, count: int) -> list[dict[str, str]]:
+        """What the desk has answered so far, in English: a good reply and a poor one in turn."""
+        w, rows = self.words["en"], []
+        for i in range(count):
+            report, _, good = self.rng.choice(w["cases"])
+            asked = fill(self.rng, f"{report} {w['address']}", w["slots"])
+            rows.append({"instruction": asked, "output": self.rng.choice(w["bad"]) if i % 2 else good})
+        return rows
+
     def corpus(self, count: int) -> list[str]:
         return [fill(self.rng, self.rng.choice(w["corpus"]), w["slots"]) for w in self.languages(count)]
 
@@ -262,6 +271,7 @@ def files() -> dict[str, bytes]:
     prompts = Hotline("prompts").prompts(256)
     jsonl("hotline_prompts_train.jsonl", prompts[:-PROMPT_TEST_ROWS])
     jsonl("hotline_prompts_test.jsonl", prompts[-PROMPT_TEST_ROWS:])
+    jsonl("hotline_log.jsonl", Hotline("log").log(96))
     requests = json_requests()
     jsonl("json_request_train.jsonl", requests[:-REQUEST_TEST_ROWS])
     jsonl("json_request_test.jsonl", requests[-REQUEST_TEST_ROWS:])

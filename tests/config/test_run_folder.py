@@ -57,6 +57,16 @@ def test_training_a_run_again_takes_its_recipe_as_it_was(runs):
     assert recipe.train.overwrite_output_dir is False
 
 
+@pytest.mark.parametrize("words", [[], ["finetuning_type=full"], ["stage=dpo"], ["stage=ppo", "reward_funcs=ended"]])
+def test_a_runs_own_recipe_holds_every_key_and_draws_no_notes(runs, words):
+    make_run("runs/a", *words)
+    for command in ("train", "predict", "chat", "export"):
+        assert load_recipe(["runs/a"], command).notes == ()
+    notes = load_recipe(["runs/a", "mix_temperature=3", "pref_ftx=0.1"], "train").notes
+    assert any(note.startswith("command line: mix_temperature: no effect") for note in notes)
+    assert any("pref_ftx: only for stage dpo" in note for note in notes) == (words != ["stage=dpo"])
+
+
 def test_a_checkpoint_inside_a_run_gives_its_own_weights(runs):
     folder = make_run("runs/a") / "checkpoint-5"
     folder.mkdir()

@@ -80,6 +80,41 @@ def test_a_killed_run_is_lost_and_its_folder_can_be_gone_on_with(words, train, t
     assert run.read_state().state == "finished"
 
 
+LOW_IDS = """
+from llmforge.config.names import REWARDS
+REWARDS.add("low_ids", lambda samples, options: [sum(i < 192 for i in s.reply_ids) / s.num_tokens for s in samples])
+"""
+STAGES = {
+    "dpo": {"precompute_ref_log_probs": True},
+    # Roll-outs of four steps, so that most checkpoints lie within one; no more replies than a step learns from twice.
+    "ppo": {"max_new_tokens": 4, "ppo_epochs": 2, "ppo_buffer_size": 2, "reward_funcs": "low_ids"},
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_killed_run_of_any_stage_ends_with_the_weights_of_an_unbroken_one(stage, words, train, tmp_path):
+    rows = [{"instruction": f"Say {w}.", "chosen": w, "rejected": f"not {w}"} for w in ("yes", "no", "floor", "rain")]
+    (tmp_path / "pairs.json").write_text(json.dumps(rows), encoding="utf-8")
+    keys = {**CHANGES, **STAGES[stage], "stage": stage, "dataset": tmp_path / "pairs.json", "save_steps": 1}
+    if stage == "ppo":
+        (tmp_path / "rewards.py").write_text(LOW_IDS, encoding="utf-8")
+        keys |= {"plugins": tmp_path / "rewards.py", "lora_dropout": 0.0}
+    run = RunDir(tmp_path / "killed")
+    process = start(words("killed", **keys))
+    wait_for_step(process, run, 6)
+    process.kill()
+    process.communicate()
+    last = int(run.checkpoints()[0].name[11:]) + 3
+    train("killed", **keys, max_steps=last, resume_from_checkpoint=True)
+    whole = train("whole", **keys, max_steps=last)
+    files = sorted(path.relative_to(whole) for path in whole.glob("**/*.safetensors") if "checkpoint" not in str(path))
+    assert len(files) == {"dpo": 2, "ppo": 4}[stage]  # with the reference's numbers; with critic, its head and average
+    for name in files:
+        mine, theirs = load_file(run.path / name), load_file(whole / name)
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[key], theirs[key]) for key in mine), name
+
+
 TWO_SIGNALS = """
 import time
 from llmforge.train.stop import StopSignal

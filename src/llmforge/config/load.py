@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from llmforge.config import files, from_run
@@ -169,12 +170,18 @@ class _Loading:
 
     def _rules(self) -> None:
         defaults: dict[str, Any] = {name: key.default for name, key in keys().items()}
-        defaults["run_dir"] = self.sources.run_dir
-        view = View(defaults | self.hf | self.values, frozenset(self.given), self.command)
+        said = self._said()
+        view = View(defaults | self.hf | self.values, frozenset(said), self.command)
         problems, notes = broken_rules(view, {k: g.origin for k, g in self.given.items()}, frozenset(self.wrong))
         self.problems += problems
         self.notes += notes
-        self.notes += _stage_notes(self.given, self.later, view.stage, self.command)
+        self.notes += _stage_notes(said, self.later, view.stage, self.command)
+
+    def _said(self) -> dict[str, Given]:
+        """Keys that somebody chose. A run's own recipe.yaml holds every key, so there it means nothing that they are
+        written."""
+        own = str(Path(self.sources.run_dir, "recipe.yaml")) if self.sources.run_dir else None
+        return {name: item for name, item in self.given.items() if own is None or item.origin.file != own}
 
     def recipe(self) -> Recipe:
         """The values in their groups; keys that were not given keep their defaults."""

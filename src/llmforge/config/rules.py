@@ -84,7 +84,7 @@ RULES: tuple[CrossRule, ...] = (
               and not v.eval_dataset and not v.dataset,
               "eval_dataset: missing", "name the rows to generate for"),
     CrossRule("adapter-needed", ("adapter_name_or_path",),
-              lambda v: not v.adapter_name_or_path and v.finetuning_type in ("lora", "peft") and not v.run_dir
+              lambda v: not v.adapter_name_or_path and v.finetuning_type in ("lora", "peft")
               and "finetuning_type" in v.given,
               "adapter_name_or_path: missing, and finetuning_type is {finetuning_type}",
               "name the adapter to merge, or finetuning_type: full", commands=("export",)),
@@ -261,7 +261,7 @@ RULES: tuple[CrossRule, ...] = (
               "lora_dropout: stage {stage} compares probabilities of the same network and drops nothing",
               "leave it out", commands=("train",), note=True),
     CrossRule("rl-sampling", ("temperature", "top_p", "top_k", "stage"),
-              lambda v: v.stage in RL and not v.run_dir and v.given & {"temperature", "top_p", "top_k"},
+              lambda v: v.stage in RL and v.given & {"temperature", "top_p", "top_k"},
               "temperature, top_p, top_k: for predict and chat; roll-outs draw from the policy itself",
               "rollout_temperature, rollout_top_p and rollout_top_k change that", commands=("train",), note=True),
     CrossRule("rl-scores", ("predict_with_generate", "stage"), lambda v: v.stage in RL and v.predict_with_generate,
@@ -305,8 +305,7 @@ RULES: tuple[CrossRule, ...] = (
               "fp16: a CPU trains in fp32; no effect with device: cpu", "leave it out",
               commands=("train",), note=True),
     CrossRule("greedy-temperature", ("do_sample", "temperature"),
-              # A run's own recipe.yaml holds every key, so there it means nothing that they are written.
-              lambda v: not v.do_sample and not v.run_dir and v.given & {"temperature", "top_p", "top_k"},
+              lambda v: not v.do_sample and v.given & {"temperature", "top_p", "top_k"},
               "temperature, top_p, top_k: no effect with do_sample: false", "write do_sample: true",
               commands=("predict", "chat", "api"), note=True),
     CrossRule("hub-and-source", ("model_source",),

@@ -15,7 +15,7 @@ from llmforge.model.adapters import ADAPTER
 from llmforge.model.value_head import load_value_head, save_value_head
 from llmforge.train.rl.ema import WeightAverage
 from llmforge.train.rl.experience import Experience
-from llmforge.train.rl.roles import CRITIC, REFERENCE, Roles, adapter_weights
+from llmforge.train.rl.roles import ACTOR, CRITIC, REFERENCE, Role, Roles, adapter_weights
 from llmforge.train.rl.state import RolloutState
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -23,14 +23,18 @@ STATE_FILE, EXPERIENCE_FILE = "rollout_state.json", "rollout.safetensors"
 CRITIC_FOLDER, EMA_FOLDER, REFERENCE_FOLDER = "critic", "actor_ema", "reference"
 
 
+def learned(roles: Roles, folder: Path) -> list[tuple[Role, Path]]:
+    """The roles that learn, each with the folder it is kept in: the actor is the run itself."""
+    places = {ACTOR: folder, CRITIC: folder / CRITIC_FOLDER}
+    return [(roles.table[name], place) for name, place in places.items() if name in roles.table]
+
+
 def save_models(roles: Roles, average: WeightAverage | None, folder: Path) -> None:
     """Adapters and heads, each in PEFT's layout, so that every folder can be served or gone on from."""
-    save_adapter(roles.policy, ADAPTER, folder)
-    if CRITIC in roles.table:
-        role = roles.table[CRITIC]
-        save_adapter(role.model, role.adapter, folder / CRITIC_FOLDER)
-        assert role.head is not None
-        save_value_head(role.head, folder / CRITIC_FOLDER)
+    for role, place in learned(roles, folder):
+        save_adapter(role.model, role.adapter, place)
+        if role.head is not None:
+            save_value_head(role.head, place)
     if average is not None:
         save_adapter(roles.policy, ADAPTER, folder / EMA_FOLDER, average.weights)
 
@@ -51,22 +55,26 @@ def save_adapter(model: Any, adapter: str, folder: Path, weights: dict[str, Tens
 def save_progress(roles: Roles, state: RolloutState, experience: Experience | None, folder: Path) -> None:
     """What only a resumed run needs: running numbers, the reference where it is an adapter, replies in use."""
     (folder / STATE_FILE).write_text(state.dumps(), encoding="utf-8")
-    reference = roles.table.get(REFERENCE)
-    if reference is not None and reference.adapter:
+    reference = own_reference(roles)
+    if reference is not None:
         save_adapter(reference.model, reference.adapter, folder / REFERENCE_FOLDER)
     if experience is not None:
         save_file(experience.tensors(), folder / EXPERIENCE_FILE)
 
 
+def own_reference(roles: Roles) -> Role | None:
+    """The reference where it is an adapter of its own, not the base."""
+    role = roles.table.get(REFERENCE)
+    return role if role is not None and role.adapter else None
+
+
 @torch.no_grad()
 def load_models(roles: Roles, average: WeightAverage | None, folder: Path) -> None:
     """The counterpart of `save_models`, in place."""
-    _load_adapter(roles.policy, ADAPTER, folder)
-    if CRITIC in roles.table:
-        role = roles.table[CRITIC]
-        _load_adapter(role.model, role.adapter, folder / CRITIC_FOLDER)
-        assert role.head is not None
-        role.head.weight.copy_(load_value_head(role.model, folder / CRITIC_FOLDER).weight)
+    for role, place in learned(roles, folder):
+        _load_adapter(role.model, role.adapter, place)
+        if role.head is not None:
+            role.head.weight.copy_(load_value_head(role.model, place).weight)
     if average is not None:
         kept = load_file(folder / EMA_FOLDER / ADAPTER_FILE)
         for name, tensor in average.weights.items():
@@ -75,8 +83,8 @@ def load_models(roles: Roles, average: WeightAverage | None, folder: Path) -> No
 
 def load_progress(roles: Roles, folder: Path) -> tuple[RolloutState, Experience | None]:
     """The counterpart of `save_progress`."""
-    reference = roles.table.get(REFERENCE)
-    if reference is not None and reference.adapter:
+    reference = own_reference(roles)
+    if reference is not None:
         _load_adapter(reference.model, reference.adapter, folder / REFERENCE_FOLDER)
     path = folder / EXPERIENCE_FILE
     experience = Experience.from_tensors(load_file(path)) if path.exists() else None
