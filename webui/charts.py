@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from llmforge.webui.markup import Safe, tag
 
 WIDTH, HEIGHT, FOOT = 640, 170, 26
+FAR = 1.5
 
 
 def histogram(edges: Sequence[float], counts: Sequence[int], *, line: float, line_label: str, label: str) -> Safe:
-    """Bars between `edges`, and a line at `line`, which may lie beyond the last bar."""
-    low, high = edges[0], max(edges[-1], line * 1.02)
+    """Bars between `edges`, and a line at `line`; one far beyond them stands at the right edge."""
+    far = line > FAR * edges[-1]
+    low, high = edges[0], edges[-1] if far else max(edges[-1], line * 1.02)
     most = max(counts) or 1
 
     def x(value: float) -> float:
@@ -39,7 +41,14 @@ def histogram(edges: Sequence[float], counts: Sequence[int], *, line: float, lin
         *bars,
         tag("line", x1=0, x2=WIDTH, y1=HEIGHT, y2=HEIGHT, class_="axis"),
         tag("line", x1=at, x2=at, y1=4, y2=HEIGHT, class_="cut"),
-        tag("text", line_label, x=at + (-6 if anchor == "end" else 6), y=14, text_anchor=anchor, class_="cut-label"),
+        tag(
+            "text",
+            f"{line_label} →" if far else line_label,
+            x=at + (-6 if anchor == "end" else 6),
+            y=14,
+            text_anchor=anchor,
+            class_="cut-label",
+        ),
         tag("text", f"{low:g}", x=0, y=HEIGHT + 18),
         tag(
             "text",

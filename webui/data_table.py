@@ -11,11 +11,11 @@ from filelock import FileLock
 
 from llmforge.config.schema import ModelConfig
 from llmforge.data.entry import DatasetEntry
+from llmforge.data.inspect import natural_stage
 from llmforge.data.registry import INFO_NAME, load_registry
 from llmforge.model.command import models
 from llmforge.runs import atomic_write, list_runs, read_manifest, sha256_file
 from llmforge.webui.board import Board
-from llmforge.webui.data_source import meaning_of
 from llmforge.webui.words import Words
 
 CHECKS = "checks.json"
@@ -37,11 +37,10 @@ def lines(board: Board, words: Words) -> list[dict[str, str]]:
     for name, entry in entries(board).items():
         known = checks.get(name, {})
         fresh = known.get("stamp") == stamp(entry)
-        meaning = meaning_of(entry)
         found.append(
             {
                 "name": name,
-                "kind": words(f"data.kind_{meaning.kind}") if meaning else entry.formatting,
+                "kind": words(f"data.kind_{kind_of_entry(entry)}"),
                 "rows": f"{known['rows']:,}" if fresh else "–",
                 "format": f"{entry.hub[0]}:{entry.hub[1]}" if entry.hub else _suffix(entry.path),
                 "hash": known.get("sha256", "")[:8] if fresh else "",
@@ -49,6 +48,13 @@ def lines(board: Board, words: Words) -> list[dict[str, str]]:
             }
         )
     return found
+
+
+def kind_of_entry(entry: DatasetEntry) -> str:
+    """What the rows of an entry hold, as the form for new files calls it."""
+    by_stage = {"dpo": "pairs", "kto": "verdicts", "pt": "texts", "prompt": "prompts"}
+    chat = "chats" if entry.formatting in ("sharegpt", "openai") else "questions"
+    return by_stage.get(natural_stage(entry), chat)
 
 
 def remember(board: Board, entry: DatasetEntry, rows: int, bad: int) -> None:

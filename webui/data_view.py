@@ -69,13 +69,15 @@ class Reader:
         return [spans(self.tokenizer, row) for row in rows], [len(row.input_ids) for row in rows], remarks
 
 
-def show_examples(words: Words, examples: Sequence[Example], report: RowReport, reader: Reader | None) -> Safe:
-    """A few rows as conversations, and what was left out on the way to them."""
+def show_examples(
+    words: Words, examples: Sequence[Example], report: RowReport, reader: Reader | None, legend: bool = True
+) -> Safe:
+    """A few rows as conversations, and what was left out on the way to them; `legend` says what the colours mean."""
     cards = [_example(words, example, reader) for example in examples]
     lost = [tag("li", words("data.row", n=source.row), ": ", why) for source, why in report.rejected[:NAMED_ROWS]]
     return tag(
         "div",
-        tag("p", words("data.legend_learned") if reader else words("data.legend_no_model"), class_="calm"),
+        tag("p", words("data.legend_learned" if reader else "data.legend_no_model"), class_="calm") if legend else None,
         tag("div", *cards, class_="rows"),
         tag("div", tag("h3", words("data.left_out")), tag("ul", *lost)) if lost else None,
         class_="preview",

@@ -203,7 +203,7 @@ def _adding(board: Board) -> None:
             hidden = [gr.skip()] * len(PARTS)
             return [None, html, gr.Column(visible=False), gr.skip(), gr.skip(), *hidden, "", gr.skip(), gr.skip()]
         told = tag("p", words("data.found", name=place.name, columns=len(found.columns)), role="status")
-        kinds = gr.Dropdown(choices=words.choices("data.kind", list(KINDS)), value=found.guess.kind)
+        kinds = gr.Dropdown(choices=[(words(f"data.kind_{one}"), one) for one in KINDS], value=found.guess.kind)
         drops = show_form(words, found, found.guess)
         named = place.stem.replace(" ", "_")
         html, yaml, command = _previewed(board, words, found, found.guess, named)
@@ -251,7 +251,7 @@ def _previewed(board: Board, words: Words, found: Source, meaning: Meaning, name
     try:
         entry = meaning.as_entry(str(found.path), found.head[0])
         rows, report = preview(entry, Path("/"))
-        html = tag("div", tag("h3", words("data.preview")), show_examples(words, rows, report, None))
+        html = tag("div", tag("h3", words("data.preview")), show_examples(words, rows, report, None, legend=False))
     except ForgeError as error:
         html = show_trouble(words, trouble_of(words, words("data.failed_preview"), error))
         return [html, *RecipeView.show("", "")]
