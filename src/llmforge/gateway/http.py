@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+from llmforge.serve.body import Message, Receive, receive_body
 from llmforge.serve.errors import ApiError
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-BODY_TIMEOUT_S = 30.0
+Scope = Message
+Send = Callable[[Message], Awaitable[None]]
 
 
 class ClientLeft(Exception):
@@ -23,28 +22,17 @@ async def read_body(receive: Receive, max_bytes: int) -> bytes:
     """The whole body.
 
     Raises:
-        ApiError: 413 above the cap, noticed while reading; 408 when it does not arrive.
+        ApiError: 413 or 408, see receive_body; what the client still sends goes with its connection.
         ClientLeft: it left before the end.
     """
-    parts: list[bytes] = []
-    size = 0
     try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientLeft
-                parts.append(message.get("body", b""))
-                size += len(parts[-1])
-                if size > max_bytes:
-                    raise ApiError(
-                        413, f"the body has more than {max_bytes} bytes", code="body_too_large",
-                        headers={"Connection": "close"},
-                    )  # fmt: skip
-                if not message.get("more_body"):
-                    return b"".join(parts)
-    except TimeoutError:
-        raise ApiError(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
+        body = await receive_body(receive, max_bytes)
+    except ApiError as error:
+        error.headers["Connection"] = "close"
+        raise
+    if body is None:
+        raise ClientLeft
+    return body
 
 
 def read_object(body: bytes) -> dict[str, Any]:

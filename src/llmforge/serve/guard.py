@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
+from llmforge.serve.body import Message, Receive, receive_body
 from llmforge.serve.errors import ApiError
 from llmforge.serve.keys import Client, Keys
 from llmforge.serve.rates import Rates
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-BODY_TIMEOUT_S = 20.0
 # A refused client goes on sending for so long and so much, so that it reads the answer instead of a broken connection.
 DRAIN_S = 2.0
 DRAIN_BYTES = 64 << 20
@@ -62,7 +59,7 @@ class Guard:
                 state["record"].client = client.name
             if scope["method"] == "POST" and not path.startswith(ADMIN):
                 told = self.rates.take(client)
-            body = await self._read(headers.get(b"content-length", b""), receive)
+            body = await receive_body(receive, self.max_body_bytes, headers.get(b"content-length", b""))
         except ApiError as error:
             if "record" in state:
                 state["record"].error = error.code or error.message
@@ -117,41 +114,12 @@ class Guard:
             raise ApiError(403, f"the key of {client.name!r} has no right to change the server", code="no_permission")
         return client
 
-    async def _read(self, length: bytes, receive: Receive) -> bytes | None:
-        """The body; None when the client left.
-
-        Raises:
-            ApiError: 413 or 408.
-        """
-        if length.isdigit() and int(length[:20]) > self.max_body_bytes:
-            raise self._too_large(int(length[:20]))
-        parts: list[bytes] = []
-        size = 0
-        try:
-            async with asyncio.timeout(BODY_TIMEOUT_S):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        return None
-                    parts.append(message.get("body", b""))
-                    size += len(parts[-1])
-                    if size > self.max_body_bytes:
-                        raise self._too_large(size)
-                    if not message.get("more_body", False):
-                        return b"".join(parts)
-        except TimeoutError:
-            raise ApiError(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
-
-    def _too_large(self, size: int) -> ApiError:
-        message = f"the body has {size} bytes or more; this server takes {self.max_body_bytes}"
-        return ApiError(413, message, code="body_too_large")
-
 
 async def _refuse(error: ApiError, receive: Receive, send: Send) -> None:
     """Answer, then swallow what the client still sends."""
+    error.headers["Connection"] = "close"
     response = error.response()
-    headers = [*response.raw_headers, (b"connection", b"close")]
-    await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+    await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
     await send({"type": "http.response.body", "body": bytes(response.body), "more_body": True})
     ends_at, size, more = time.monotonic() + DRAIN_S, 0, True
     while more and size < DRAIN_BYTES and (left := ends_at - time.monotonic()) > 0:
