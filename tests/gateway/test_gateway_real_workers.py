@@ -15,6 +15,7 @@ import yaml
 
 from llmforge.bench.serve_client import Client, closed_loop
 
+KEY = "boss"
 NUM_REQUESTS, CONCURRENCY, NUM_TOKENS = 60, 12, 60
 
 
@@ -25,7 +26,8 @@ def test_a_worker_killed_under_load_costs_no_request_of_the_other(tiny_model_dir
     table = {"kind": "gateway", "port": 0, "heartbeat_s": 0.3, "log_dir": str(tmp_path), "workers": workers}
     (tmp_path / "gateway.yaml").write_text(yaml.safe_dump(table))
     command = [sys.executable, "-m", "llmforge.cli", "gateway", str(tmp_path / "gateway.yaml")]
-    gateway = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    env = os.environ | {"FORGE_API_KEY": KEY}  # the workers inherit it
+    gateway = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
     try:
         url = re.search(r"http://\S+/v1", gateway.stdout.readline()).group()
         samples, before, after = asyncio.run(load_and_kill(url, gateway.pid))
@@ -48,7 +50,7 @@ def test_a_worker_killed_under_load_costs_no_request_of_the_other(tiny_model_dir
 async def load_and_kill(url, gateway_pid):
     """The load's samples, the row of the killed worker before, and both rows after."""
     root = url.removesuffix("/v1")
-    async with httpx.AsyncClient(timeout=60) as http:
+    async with httpx.AsyncClient(timeout=60, headers={"Authorization": f"Bearer {KEY}"}) as http:
 
         async def rows():
             return (await http.get(f"{root}/workers")).json()["workers"]
@@ -59,7 +61,7 @@ async def load_and_kill(url, gateway_pid):
                 break
         before = (await rows())[0]
         port = int(before["url"].split(":")[2].removesuffix("/v1"))
-        async with Client(url, None, 120) as client:
+        async with Client(url, KEY, 120) as client:
             await client.ask(body(0))
             loading = asyncio.create_task(closed_loop(client, body, CONCURRENCY, NUM_REQUESTS))
             while (await rows())[0]["answered"] < 10:

@@ -469,6 +469,24 @@ class ServeConfig:
     degrade_file: str | None = option(
         None, "File that keeps the degradation switch over restarts.", path="output", modes=("api",)
     )
+    gateway: str | None = option(
+        None, "Gateway to register at while serving, for example http://10.0.0.1:7690.", modes=("api",)
+    )
+    gateway_key_env: str = option(
+        "FORGE_API_KEY", "Environment variable with an admin's key of the gateway.", modes=("api",)
+    )
+    worker_name: str | None = option(None, "Name at the gateway; null is the machine's name and port.", modes=("api",))
+    worker_url: str | None = option(
+        None, "Where the gateway reaches this server, up to /v1; null: by host and port.", modes=("api",)
+    )
+    worker_key_env: str | None = option(
+        None,
+        "Environment variable, at the gateway, with a key of this server; null is FORGE_API_KEY where it asks for one.",
+        modes=("api",),
+    )
+    worker_slots: int = option(
+        1, "How much this server bears beside the gateway's other workers.", at_least=1, modes=("api",)
+    )
 
 
 @dataclass(frozen=True)

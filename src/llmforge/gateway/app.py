@@ -80,7 +80,8 @@ class Gateway:
             allow(method, "GET", "POST")
             if method == "POST":
                 await self._register(client, read_object(await read_body(receive, self.pool.table.max_body_bytes)))
-            await answer(send, 200, {"workers": [worker.as_dict() for worker in self.pool.workers.values()]})
+            rows = [worker.as_dict() for worker in self.pool.workers.values()]
+            await answer(send, 200, {"workers": rows, "heartbeat_s": self.pool.table.beat_s})
         elif path.startswith("/workers/"):
             allow(method, "DELETE")
             check_admin(client)

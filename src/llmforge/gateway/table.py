@@ -71,6 +71,11 @@ class GatewayTable:
     names: dict[str, NameEntry] = field(default_factory=dict)
     files: tuple[str, ...] = ()
 
+    @property
+    def beat_s(self) -> float:
+        """Seconds after which a registered worker should say again that it is there."""
+        return min(self.heartbeat_s, self.expire_s / 3)
+
 
 def load_table(words: Sequence[str]) -> GatewayTable:
     """Read and check the words behind `gateway`: files, then key=value.

@@ -43,7 +43,9 @@ class Worker:
 
     @property
     def headers(self) -> dict[str, str]:
-        key = os.environ.get(self.entry.key_env) if self.entry.key_env else None
+        # What is started here finds the gateway's own key in its environment, and asks for it.
+        name = self.entry.key_env or ("FORGE_API_KEY" if self.entry.run else None)
+        key = os.environ.get(name) if name else None
         return {"Authorization": f"Bearer {key}"} if key else {}
 
     def mark_up(self) -> None:

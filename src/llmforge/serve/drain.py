@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import uvicorn
 
+from llmforge.serve.announce import Announcer
 from llmforge.serve.serving import Serving
 
 DEAD_S = 20.0  # /readyz says 503 for so long after the engine died; then the process ends, and may be started anew
@@ -21,6 +22,7 @@ class DrainingServer(uvicorn.Server):
     engine has died, since only a new process can be trusted then; `engine_is_lost` says so.
 
     Args:
+        announcer: makes the server known to a gateway from its first answer on, until it stops.
         drain_s: seconds accepted requests get; shorter than the config's `timeout_graceful_shutdown`.
         welcome: called once the server answers.
     """
@@ -32,9 +34,10 @@ class DrainingServer(uvicorn.Server):
         drain_s: float,
         dead_s: float = DEAD_S,
         welcome: Callable[[], None] = lambda: None,
+        announcer: Announcer | None = None,
     ):
         super().__init__(config)
-        self.welcome = welcome
+        self.welcome, self.announcer = welcome, announcer
         self.serving, self.drain_s, self.dead_s = serving, drain_s, dead_s
         self.engine_is_lost = False
         self._died_at: float | None = None
@@ -43,6 +46,8 @@ class DrainingServer(uvicorn.Server):
         """Start the engine, then listen."""
         await super().startup(sockets)
         self.welcome()
+        if self.announcer is not None:
+            self.announcer.start()
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second."""
@@ -56,6 +61,8 @@ class DrainingServer(uvicorn.Server):
         """Refuse new requests, end the accepted ones, stop listening, close the rest."""
         ends_at = time.monotonic() + self.drain_s
         self.serving.is_stopping = True
+        if self.announcer is not None:
+            await self.announcer.stop()
         if not self.engine_is_lost:
             await self.serving.line.drain(self.drain_s, lambda: self.force_exit)
         left_s = 0.0 if self.force_exit else max(0.0, ends_at - time.monotonic())

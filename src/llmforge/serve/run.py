@@ -32,10 +32,11 @@ def serve(recipe: Recipe) -> None:
         RecipeError: the extra is missing, the port is taken, or the server would be open to others without a key.
         RunError: the engine died.
     """
-    for module in ("uvicorn", "fastapi", "prometheus_client"):
+    for module in ("uvicorn", "fastapi", "prometheus_client", "aiohttp"):
         require(module, "serve", "forge-cli api")
     import uvicorn
 
+    from llmforge.serve.announce import Announcer
     from llmforge.serve.app import create_app
     from llmforge.serve.connections import KEEP_ALIVE_S, CarefulProtocol
     from llmforge.serve.drain import DrainingServer
@@ -45,6 +46,8 @@ def serve(recipe: Recipe) -> None:
     check_names(config, [])
     raise_file_limit()
     listener = bind(config.host, config.port)  # before the model is loaded, which takes longer than to read a message
+    port = listener.getsockname()[1]
+    announcer = Announcer.from_config(config, port)
     # The line before the engine bounds what waits, so the engine's own queue may be as long as it likes.
     unbounded = dataclasses.replace(recipe, serve=dataclasses.replace(config, max_queue=ENGINE_QUEUE))
     engine: Engine = ENGINES.get(config.infer_backend).from_recipe(unbounded)
@@ -64,12 +67,12 @@ def serve(recipe: Recipe) -> None:
         timeout_graceful_shutdown=int(config.drain_s + LAST_WORDS_S),
         backlog=BACKLOG,
     )
-    port = listener.getsockname()[1]
     server = DrainingServer(
         settings,
         app.state.serving,
         config.drain_s,
         welcome=lambda: print(welcome(config, port, engine), flush=True),
+        announcer=announcer,
     )
     with signals_end_quietly():
         server.run(sockets=[listener])
