@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llmforge.config.checked import Checked
@@ -40,14 +40,27 @@ def main(words: list[str]) -> int:
 
 
 def show(words: list[str]) -> int:
-    recipe = load_recipe([word for word in words if word != "--json"], "show")
-    _notes(recipe.notes)
-    if "--json" in words:
-        origins = {key: origin.text for key, origin in recipe.origins.items()}
-        print(json.dumps({"recipe": nested(recipe_values(recipe)), "origins": origins}, ensure_ascii=False, indent=2))
-    else:
-        print(show_recipe(recipe), end="")
+    rest = [word for word in words if word != "--json"]
+    text, notes = SHOWS.get(recipe_kind(rest), _show_run)(rest, "--json" in words)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(text.rstrip("\n"))
     return 0
+
+
+def _show_run(words: list[str], as_json: bool) -> tuple[str, Sequence[str]]:
+    recipe = load_recipe(words, "show")
+    if not as_json:
+        return show_recipe(recipe), recipe.notes
+    origins = {key: origin.text for key, origin in recipe.origins.items()}
+    seen = {"recipe": nested(recipe_values(recipe)), "origins": origins}
+    return json.dumps(seen, ensure_ascii=False, indent=2), recipe.notes
+
+
+def _show_links(words: list[str], as_json: bool) -> tuple[str, Sequence[str]]:
+    from llmforge.chain.show import show_links, show_links_as_json
+
+    return show_links_as_json(words) if as_json else show_links(words)
 
 
 def check(words: list[str]) -> int:
@@ -127,17 +140,13 @@ def new(words: list[str]) -> int:
     return 0
 
 
-def _notes(notes: tuple[str, ...]) -> None:
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
-
-
 CHECKS: dict[str, Callable[[list[str]], Checked]] = {
     "run": _check_run,
     "dataset": _check_dataset,
     "chain": _check_links,
     "sweep": _check_links,
 }
+SHOWS: dict[str, Callable[[list[str], bool], tuple[str, Sequence[str]]]] = {"chain": _show_links, "sweep": _show_links}
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "show": show,
     "check": check,

@@ -142,6 +142,38 @@ def test_recipe_check_prints_every_link_as_json(write, capsys):
     assert sum(line.startswith("link sft: ") for line in told["fine"]) == 4
 
 
+def test_recipe_show_prints_every_link_with_the_origin_of_its_values(write, capsys):
+    words = write(WHOLE)
+    assert main(["recipe", "show", *words]) == 0
+    documents = capsys.readouterr().out.split("---\n")
+    assert [document.split("\n")[0] for document in documents] == [
+        "# link pt: train",
+        "# link sft: train, goes on from pt",
+        "# link rm: train, goes on from sft",
+        "# link ppo: train, goes on from sft",
+        "# link eval: predict, goes on from ppo",
+        "# link gate: gate; eval must reach exact_match >= 0.5",
+        "# link export: export, goes on from ppo",
+    ]
+    of_ppo = [line.split("#")[0].strip() for line in documents[3].splitlines()]
+    assert {"stage: ppo", "reward_model: out/rm", "output_dir: out/ppo"} <= set(of_ppo)
+    assert main(["recipe", "show", *words, "--json"]) == 0
+    links = json.loads(capsys.readouterr().out)["links"]
+    assert (links["rm"]["from"], links["rm"]["recipe"]["stage"]) == ("sft", "rm")
+    assert links["gate"]["bars"] == ["exact_match >= 0.5"]
+
+
+def test_recipe_show_prints_every_run_of_a_sweep_and_names_what_is_wrong(write, capsys):
+    assert main(["recipe", "show", *write("dataset: rows.json\nsweep: {learning_rate: [0.1, 0.2]}\n")]) == 0
+    shown = capsys.readouterr().out
+    assert [line for line in shown.splitlines() if line.startswith("# link")] == [
+        "# link learning_rate-0.1: train",
+        "# link learning_rate-0.2: train",
+    ]
+    assert main(["recipe", "show", *write("chain:\n  a: {dataset: rows.json, lora_rnk: 4}\n")]) == 2
+    assert "link a: lora_rnk" in capsys.readouterr().err
+
+
 def test_a_sweep_is_the_product_of_its_values_with_a_folder_for_each(write):
     sweep = read_sweep(
         write("dataset: rows.json\nsweep: {learning_rate: [1e-4, 5e-4], lora_target: [all, [q_proj]]}\n")
