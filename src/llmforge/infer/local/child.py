@@ -179,7 +179,6 @@ def main(handle: int) -> int:
 
         from llmforge.config.plugins import load_plugin
         from llmforge.infer.local.core import LocalCore
-        from llmforge.infer.local.head import split_head
         from llmforge.infer.local.served import ServedModels
 
         torch.set_num_threads(1)
@@ -188,7 +187,7 @@ def main(handle: int) -> int:
         served = ServedModels.from_recipe(recipe)
         core = served.core
         if isinstance(core, LocalCore):
-            split_head(core.model)
+            served.pack()
             core.set_cache(cache_bytes(recipe))
         loaded = Loaded(
             str(served.folder),

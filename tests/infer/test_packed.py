@@ -1,0 +1,115 @@
+"""Packed linear layers give the model's own logits, and the model gives its plain weights up and back."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from llmforge.infer.local import packed
+from llmforge.infer.local.packed import Packing, is_faster, pack
+
+IDS = torch.tensor([[5, 6, 7, 8, 9]])
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=True, attention_bias=True,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
+@pytest.fixture(autouse=True)
+def _faster(monkeypatch):
+    monkeypatch.setattr(packed, "is_faster", lambda plain_s, packed_s: True)  # whatever this machine is doing
+
+
+def logits(model):
+    """Logits of one, of few and of several tokens at once."""
+    with torch.no_grad():
+        return torch.cat([model(IDS[:, :count]).logits[0] for count in (1, 3, 5)])
+
+
+def test_logits_are_those_of_the_plain_layers_for_any_number_of_rows(model):
+    before = logits(model)
+    assert pack(model) is not None
+    assert torch.allclose(logits(model), before, atol=1e-5)
+
+
+def test_plain_weights_are_given_up_except_those_that_the_embedding_shares(model):
+    pack(model)
+    layers = [layer for layer in model.model.modules() if type(layer) is nn.Linear]
+    assert len(layers) == 14
+    assert {layer.weight.numel() for layer in layers} == {0}
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert model.lm_head.weight.shape == (300, 32)
+
+
+def test_plain_weights_are_there_inside_plain_and_stay_where_they_are_kept(model):
+    weights = {name: layer.weight.clone() for name, layer in model.named_modules() if type(layer) is nn.Linear}
+    packing = pack(model)
+    with packing.plain():
+        for name, layer in packing.layers.items():
+            assert torch.equal(layer.weight, weights[name])
+        packing.keep_plain("model.layers.0.mlp.up_proj")
+    assert {name for name, layer in packing.layers.items() if layer.weight.numel()} == {
+        "lm_head",
+        "model.layers.0.mlp.up_proj",
+    }
+
+
+def test_undo_gives_the_model_back(model):
+    before = logits(model)
+    packing = pack(model)
+    packing.undo()
+    assert torch.equal(logits(model), before)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_a_model_that_reads_its_weights_itself_gets_them_back(model):
+    layer = model.model.layers[0].mlp
+    layer.forward = lambda x: (layer.gate_proj(x) * (x @ layer.up_proj.weight.t())) @ layer.down_proj.weight.t()
+    before = logits(model)
+    assert pack(model) is None
+    assert torch.equal(logits(model), before)
+
+
+def test_layers_that_somebody_changed_stay_as_they_are(model):
+    own = model.model.layers[1].mlp.up_proj
+    own.forward = lambda x: torch.zeros(*x.shape[:-1], 48)
+    before = logits(model)
+    packing = pack(model)
+    assert "model.layers.1.mlp.up_proj" not in packing.layers
+    assert own.weight.numel()
+    assert torch.allclose(logits(model), before, atol=1e-5)
+
+
+def test_nothing_is_packed_where_it_is_no_faster(model, monkeypatch):
+    monkeypatch.setattr(packed, "is_faster", is_faster)
+    monkeypatch.setattr(packed, "time_layer", lambda layer: (0.001, 0.002))
+    assert pack(model) is None
+    monkeypatch.setattr(packed, "time_layer", lambda layer: (0.002, 0.001))
+    assert pack(model) is not None
+
+
+def test_a_copy_shares_the_packed_weights(model):
+    before = logits(model)
+    pack(model)
+    assert torch.allclose(logits(copy.deepcopy(model)), before, atol=1e-5)
+
+
+def test_a_model_in_bf16_is_packed_where_the_processor_can(model):
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("no bf16 instructions")
+    model = model.bfloat16()
+    before = logits(model).float()
+    packing = pack(model)
+    assert isinstance(packing, Packing)
+    assert torch.allclose(logits(model).float(), before, atol=0.02)
