@@ -33,4 +33,34 @@
       copy(button.dataset.copy).then(() => { button.textContent = texts[language].copied; setTimeout(() => { button.textContent = before; }, 1500); }, () => {});
     }
   });
+  // Values under the pointer, in a chart of curves.
+  const near = (points, x) => {
+    let low = 0, high = points.length - 1;
+    while (high - low > 1) { const middle = (low + high) >> 1; if (points[middle][0] < x) low = middle; else high = middle; }
+    return Math.abs(points[low][0] - x) < Math.abs(points[high][0] - x) ? points[low] : points[high];
+  };
+  addEventListener("pointermove", (event) => {
+    const chart = event.target.closest && event.target.closest("svg.curves");
+    document.querySelectorAll(".plot .tip").forEach((tip) => { if (!chart || !tip.parentElement.contains(chart)) { tip.style.visibility = "hidden"; } });
+    document.querySelectorAll("svg.curves .cursor").forEach((line) => { if (!chart || !chart.contains(line)) line.style.visibility = "hidden"; });
+    if (!chart) return;
+    const box = chart.getBoundingClientRect(), scale = chart.viewBox.baseVal.width / box.width;
+    const at = (event.clientX - box.left) * scale;
+    const [x0, x1, left, right] = chart.dataset.x.split(" ").map(Number), [y0, y1, bottom, top] = chart.dataset.y.split(" ").map(Number);
+    if (at < left || at > right) return;
+    const told = [];
+    let step = null;
+    chart.querySelectorAll("polyline").forEach((line) => {
+      line.near = line.near || line.getAttribute("points").split(" ").map((pair) => pair.split(",").map(Number));
+      const [x, y] = near(line.near, at);
+      step = step === null ? x0 + (x - left) / (right - left) * (x1 - x0) : step;
+      if (told.length < 12) told.push(`${(y0 + (y - bottom) / (top - bottom) * (y1 - y0)).toPrecision(4)}  ${line.dataset.name}`);
+    });
+    if (step === null) return;
+    const tip = chart.parentElement.querySelector(".tip"), cursor = chart.querySelector(".cursor");
+    tip.textContent = `${Math.round(step)}\n${told.join("\n")}`;
+    cursor.setAttribute("x1", at); cursor.setAttribute("x2", at);
+    cursor.style.visibility = tip.style.visibility = "visible";
+    tip.style.left = `${Math.min(event.clientX - box.left + 14, box.width - tip.offsetWidth - 4)}px`;
+  });
 })();

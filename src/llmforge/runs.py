@@ -371,7 +371,7 @@ def list_runs(root: str | os.PathLike) -> list[RunState]:
     """All runs under `root` (itself included, at most four levels down), the newest first."""
     root = Path(root)
     states = []
-    for path in _state_files(root, 4):
+    for path in state_files(root, 4):
         try:
             states.append(RunDir(path.parent).read_state())
         except RecipeError as error:
@@ -379,11 +379,12 @@ def list_runs(root: str | os.PathLike) -> list[RunState]:
     return sorted(states, key=lambda state: -state.start_time)
 
 
-def _state_files(folder: Path, depth: int) -> Iterator[Path]:
+def state_files(folder: Path, depth: int) -> Iterator[Path]:
+    """Every run.json in `folder` and up to `depth` levels below it."""
     if (folder / STATE).is_file():
         yield folder / STATE
     if depth == 0 or not folder.is_dir():
         return
     for child in sorted(folder.iterdir()):
         if child.is_dir() and not child.is_symlink() and not child.name.startswith((".", "checkpoint-")):
-            yield from _state_files(child, depth - 1)
+            yield from state_files(child, depth - 1)
