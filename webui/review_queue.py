@@ -225,9 +225,10 @@ class Queue:
         """What the recipe's output schema says against the row as it stands: "place: message"."""
         if self.schema is None:
             return []
-        key = f"{item.id}\0{canonical_json(item.reviewed.row.get('out', item.reviewed.row.get('output')))}"
+        answer = answer_of(item.made, item.reviewed.row)
+        key = canonical_json(answer)
         if key not in self._invalid:
-            self._invalid[key] = schema_errors(self.schema, _answer(item.reviewed.row))
+            self._invalid[key] = schema_errors(self.schema, answer)
         return self._invalid[key]
 
     def _item(self, id: str) -> Item:
@@ -264,14 +265,10 @@ def changes(old: Any, new: Any, place: str = "") -> list[tuple[str, Any]]:
     return [] if canonical_json(old) == canonical_json(new) else [(place, new)]
 
 
-def _answer(row: Mapping[str, Any]) -> Any:
-    value = row.get("out", row.get("output"))
-    if isinstance(value, str):
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return value
+def answer_of(made: Mapping[str, Any], row: Mapping[str, Any]) -> Any:
+    """What the schema is about: the training row's output where that is the teacher's whole answer, else the answer."""
+    whole = "output" in made and canonical_json(made.get("out")) == canonical_json(made["output"])
+    return row["output"] if whole else row.get("out")
 
 
 def _is_recipe(path: Path) -> bool:

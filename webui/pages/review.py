@@ -1,0 +1,301 @@
+"""The page Review: rows one by one, accepted, edited or rejected, each decision on the disk before the next row."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+
+from llmforge.datagen.patches import State
+from llmforge.datagen.pointer import value_at, with_value
+from llmforge.errors import RecipeError
+from llmforge.metrics.json_text import MISSING
+from llmforge.webui.board import Board
+from llmforge.webui.markup import Safe, tag
+from llmforge.webui.pages.data import PICK
+from llmforge.webui.problem import show_trouble, trouble_of
+from llmforge.webui.recipe_view import RecipeView
+from llmforge.webui.recipes_here import reviewable
+from llmforge.webui.review_queue import FILTERS, Place, Queue, answer_of, changes, schema_errors
+from llmforge.webui.review_view import name_of, show_facts, show_list, show_progress, show_row, show_similar
+from llmforge.webui.words import Words, mark, words_of
+
+BUTTONS = ("previous", "accept", "reject", "edit", "skip", "next", "undo")
+# What the page adds to an action: the row the reader saw, and the texts of the editor.
+SEEN = "(place, author, seen) => [place, author, JSON.stringify(window.forgeReview())]"
+KEYS = """
+window.forgeReview = () => {
+  const row = document.querySelector("#review-record [data-row]");
+  const fields = [...document.querySelectorAll("#review-record [data-field]")].map((field) => [field.dataset.field, field.value]);
+  return { row: row ? row.dataset.row : "", fields: Object.fromEntries(fields) };
+};
+let busy = 0;  // a key that comes before the last decision is shown would decide about a row nobody saw
+const press = (name, event) => {
+  const button = document.getElementById("review-" + name);
+  if (!button || button.offsetParent === null) return;
+  event.preventDefault();
+  if (Date.now() - busy < 3000) return;
+  busy = name === "keys" ? 0 : Date.now();
+  button.click();
+};
+const names = { j: "next", k: "previous", a: "accept", r: "reject", e: "edit", s: "skip", u: "undo", "?": "keys" };
+if (window.forgeReviewKeys) document.removeEventListener("keydown", window.forgeReviewKeys);
+window.forgeReviewKeys = (event) => {
+  const typing = event.target.closest("input, textarea, select, [contenteditable=true]");
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) return press("save", event);
+  if (event.key === "Escape") { if (typing) typing.blur(); return press("back", event); }
+  if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key === "/") {
+    event.preventDefault();
+    document.querySelector("#review-search textarea, #review-search input").focus();
+  } else if (names[event.key.toLowerCase()]) press(names[event.key.toLowerCase()], event);
+};
+document.addEventListener("keydown", window.forgeReviewKeys);
+watch("value", () => {
+  busy = 0;
+  const first = document.querySelector("#review-record [data-field]");
+  if (first && !document.activeElement.closest("#review-record")) first.focus();
+});
+"""
+SHOW_CURRENT = (
+    PICK + "watch('value', () => { const now = document.querySelector('#review-list [aria-current]');"
+    " if (now) now.scrollIntoView({ block: 'nearest' }); });"
+)
+
+
+class Queues:
+    """The open reviews of the board, shared by all who look at them."""
+
+    def __init__(self, board: Board):
+        self.board = board
+        self._open: dict[str, Queue] = {}
+        self._lock = threading.Lock()
+
+    def get(self, source: str) -> Queue:
+        """The review of a recipe or file, opened once.
+
+        Raises:
+            RecipeError: it cannot be reviewed, or lies outside of the project.
+        """
+        path = self.board.path(source, must_exist=True)
+        with self._lock:
+            stamp = f"{path} {path.stat().st_mtime_ns}"
+            if stamp not in self._open:
+                self._open = {key: queue for key, queue in self._open.items() if not key.startswith(f"{path} ")}
+                self._open[stamp] = Queue.open(path)
+        queue = self._open[stamp]
+        queue.refresh()
+        return queue
+
+
+def build(board: Board) -> None:
+    """What stands on the page."""
+    queues = Queues(board)
+    place = gr.State(Place())
+    seen = gr.Textbox(visible=False)
+    gr.HTML(tag("p", Safe(str(mark("review.intro"))), class_="calm"))
+    with gr.Row():
+        source = gr.Dropdown(
+            [], label=mark("review.source"), info=mark("review.source_info"), allow_custom_value=True,
+            elem_id="review-source", scale=3,
+        )  # fmt: skip
+        author = gr.Textbox(os.environ.get("USER", ""), label=mark("review.author"), elem_id="review-author", scale=1)
+        opening = gr.Button(mark("review.open"), variant="primary", elem_id="review-open", scale=0, min_width=110)
+    trouble = gr.HTML(elem_id="review-trouble")
+    with gr.Column(visible=False, elem_id="review-work") as work:
+        progress = gr.HTML(elem_id="review-progress")
+        with gr.Row(elem_id="review-find"):
+            kept = gr.Dropdown(list(FILTERS), value="all", label=mark("review.filter"), elem_id="review-filter")
+            search = gr.Textbox(label=mark("review.search"), elem_id="review-search", max_lines=1)
+        with gr.Row(elem_id="review-actions", elem_classes="actions"):
+            buttons = {
+                name: gr.Button(mark(f"review.{name}"), elem_id=f"review-{name}", size="sm", min_width=90)
+                for name in BUTTONS
+            }
+            keys = gr.Button(mark("review.keys"), elem_id="review-keys", size="sm", min_width=90)
+        with gr.Row(visible=False, elem_classes="actions") as editing:
+            save = gr.Button(mark("review.save"), variant="primary", elem_id="review-save", size="sm")
+            back = gr.Button(mark("review.cancel_edit"), elem_id="review-back", size="sm")
+        with gr.Row():
+            with gr.Column(scale=1, min_width=260):
+                listing = gr.HTML(js_on_load=SHOW_CURRENT, elem_id="review-list")
+            with gr.Column(scale=2, min_width=320):
+                record = gr.HTML(js_on_load=KEYS, elem_id="review-record")
+                facts = gr.HTML(elem_id="review-facts")
+                alike = gr.Button(mark("review.find_similar"), size="sm", elem_id="review-alike")
+                similar = gr.HTML(js_on_load=PICK, elem_id="review-similar")
+    recipe = RecipeView("review")
+    outputs = [place, trouble, progress, listing, record, facts, similar, editing]
+    quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+
+    def shown(
+        words: Words, at: Place, said: Any = "", edit: bool = False, given: Any = None, wrong: Any = ()
+    ) -> list[Any]:
+        queue = queues.get(at.source)
+        item = queue.items.get(at.row)
+        return [
+            at,
+            said,
+            show_progress(words, queue),
+            show_list(words, queue, at),
+            show_row(words, queue, item, edit, given or {}, wrong),
+            show_facts(words, item),
+            "",
+            gr.Row(visible=edit),
+        ]
+
+    def listed(request: gr.Request) -> list[Any]:
+        wanted = request.query_params.get("source", "")
+        words = words_of(request)
+        choices = reviewable(board)
+        filters = [(words("review.filter_all"), "all")]
+        for name in FILTERS[1:]:
+            known = f"review.state_{name}" if name not in ("stale", "invalid") else f"review.filter_{name}"
+            filters.append((words(known), name))
+        first = wanted or (choices[0] if choices else None)
+        return [gr.Dropdown(choices=choices, value=first), gr.Dropdown(choices=filters, value="all")]
+
+    def opened(name: str | None, request: gr.Request) -> list[Any]:
+        words = words_of(request)
+        try:
+            if not name:
+                raise RecipeError(words("review.nothing"))
+            queue = queues.get(name)
+            at = Place(name, row=queue.first_open())
+            command = shlex.join(["forge-cli", "data", "review", name])
+            text = board.path(name).read_text(encoding="utf-8") if name.endswith((".yaml", ".yml")) else ""
+            return [*shown(words, at), gr.Column(visible=True), *RecipeView.show(text, command)]
+        except Exception as error:
+            html = show_trouble(words, trouble_of(words, words("review.failed_open"), error))
+            return [
+                Place(),
+                html,
+                *[gr.skip()] * (len(outputs) - 2),
+                gr.Column(visible=False),
+                *RecipeView.show("", ""),
+            ]
+
+    def acted(act: Callable[[Queue, Place, str, dict[str, str], Words], list[Any]]) -> Callable[..., list[Any]]:
+        """A handler that decides about the row the reader saw, or shows the row again when that is another one."""
+
+        def handle(at: Place, author: str, seen: str, request: gr.Request) -> list[Any]:
+            words = words_of(request)
+            try:
+                queue = queues.get(at.source)
+                told = json.loads(seen or "{}")
+                with queue.lock:
+                    if told.get("row") != at.row:
+                        return shown(words, at)
+                    return act(queue, at, author.strip(), told.get("fields", {}), words)
+            except Exception as error:
+                html = show_trouble(words, trouble_of(words, words("review.failed_decide"), error))
+                return [at, html, *[gr.skip()] * (len(outputs) - 2)]
+
+        return handle
+
+    def decider(state: State) -> Callable[..., list[Any]]:
+        def act(queue: Queue, at: Place, author: str, fields: dict[str, str], words: Words) -> list[Any]:
+            _signed(words, author)
+            following = queue.step(at, 1)
+            queue.decide(at, state, author)
+            at.row = following
+            return shown(words, at)
+
+        return acted(act)
+
+    def mover(by: int) -> Callable[..., list[Any]]:
+        def act(queue: Queue, at: Place, author: str, fields: dict[str, str], words: Words) -> list[Any]:
+            at.row = queue.step(at, by)
+            return shown(words, at)
+
+        return acted(act)
+
+    def edit(queue: Queue, at: Place, author: str, fields: dict[str, str], words: Words) -> list[Any]:
+        _signed(words, author)
+        return shown(words, at, edit=True)
+
+    def saved(queue: Queue, at: Place, author: str, fields: dict[str, str], words: Words) -> list[Any]:
+        _signed(words, author)
+        new, wrong = edited(words, queue, at, fields)
+        if wrong:
+            return shown(words, at, edit=True, given=fields, wrong=[words("review.not_saved"), *wrong])
+        following = queue.step(at, 1)
+        queue.decide(at, "edited", author, new)
+        at.row = following
+        return shown(words, at)
+
+    def undone(queue: Queue, at: Place, author: str, fields: dict[str, str], words: Words) -> list[Any]:
+        _signed(words, author)
+        row = queue.undo(at, author)
+        at.row = row or at.row
+        return shown(words, at, tag("p", words("review.undone" if row else "review.nothing_undo"), role="status"))
+
+    def picked(at: Place, request: gr.Request, event: gr.EventData) -> list[Any]:
+        at.row = str(event.value)
+        return shown(words_of(request), at)
+
+    def filtered(at: Place, kept: str, text: str, request: gr.Request) -> list[Any]:
+        queue = queues.get(at.source)
+        at.filter, at.search = kept, text
+        ids = queue.ids(at)
+        at.row = at.row if at.row in ids or not ids else ids[0]
+        return shown(words_of(request), at)
+
+    def likenesses(at: Place, request: gr.Request) -> Safe:
+        return show_similar(words_of(request), queues.get(at.source), at.row)
+
+    def told_keys(request: gr.Request) -> Safe:
+        return tag("p", words_of(request)("review.keys_text"), role="status")
+
+    gr.context.Context.root_block.load(listed, None, [source, kept], **quiet)
+    opening.click(opened, source, [*outputs, work, *recipe.outputs], **{**quiet, "queue": True})
+    inputs = [place, author, seen]
+    act = {**quiet, "js": SEEN, "trigger_mode": "multiple"}  # gradio drops clicks until an answer is done with
+    acts = {
+        "previous": mover(-1), "next": mover(1), "accept": decider("accepted"), "reject": decider("rejected"),
+        "skip": decider("skipped"), "edit": acted(edit), "undo": acted(undone),
+    }  # fmt: skip
+    for name, button in buttons.items():
+        button.click(acts[name], inputs, outputs, **act)
+    save.click(acted(saved), inputs, outputs, **act)
+    back.click(mover(0), inputs, outputs, **act)
+    for part in (listing, similar):
+        part.select(picked, place, outputs, **quiet)
+    gr.on([kept.input, search.submit], filtered, [place, kept, search], outputs, **quiet)
+    alike.click(likenesses, place, similar, **quiet)
+    keys.click(told_keys, None, trouble, **quiet)
+
+
+def edited(words: Words, queue: Queue, at: Place, fields: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """(JSON Pointer -> new value, what is wrong with them) out of the editor's texts."""
+    item = queue.items[at.row]
+    new: dict[str, Any] = {}
+    wrong: list[str] = []
+    row = item.reviewed.row
+    for place, text in fields.items():
+        old = value_at(item.reviewed.row, place)
+        if place not in queue.review.fields or old is MISSING:
+            continue
+        value: Any = text
+        if not isinstance(old, str):
+            try:
+                value = json.loads(text)
+            except json.JSONDecodeError as error:
+                where = {"line": error.lineno, "column": error.colno, "why": error.msg}
+                wrong.append(words("review.json_bad", place=name_of(place), **where))
+                continue
+        row = with_value(row, place, value)
+        new.update(changes(old, value, place))
+    if not wrong and new and queue.schema is not None:
+        wrong = schema_errors(queue.schema, answer_of(item.made, row))
+    return new, wrong
+
+
+def _signed(words: Words, author: str) -> None:
+    if not author:
+        raise RecipeError(words("review.no_author"))
