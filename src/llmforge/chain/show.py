@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from llmforge.chain.link import Link, resolve
 from llmforge.chain.plan import read_chain
@@ -29,7 +30,7 @@ def show_links(words: Sequence[str]) -> tuple[str, list[str]]:
 def show_links_as_json(words: Sequence[str]) -> tuple[str, list[str]]:
     """The same as one JSON object, by the links' names."""
     found = resolved(words)
-    links = {}
+    links: dict[str, dict[str, Any]] = {}
     for link, recipe in found:
         links[link.name] = {"command": link.command, "from": link.parent, "folder": str(link.folder)}
         if recipe is None:
