@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
+
+from llmforge.model.gemm import product
 
 CHUNK_BYTES = 64 * 2**20  # logits held at a time, whatever the vocabulary; below 32 MB glibc would keep them
 
@@ -19,7 +20,9 @@ def chunk_rows(vocab: int) -> int:
 
 def _chunk_losses(states: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, smoothing: float) -> tuple:
     """Losses (n,) in nats and the softmax (n, vocab) of one chunk."""
-    logits = F.linear(states, weight, bias)
+    logits = product(states, weight)
+    if bias is not None:
+        logits += bias
     logits = logits if logits.dtype == torch.float64 else logits.float()
     log_probs = torch.log_softmax(logits, -1)
     losses = -log_probs.gather(1, target[:, None])[:, 0]
@@ -54,7 +57,7 @@ class _HeadLosses(Function):
                 continue
             grad = _logit_gradient(probs, target[part], smoothing).to(states.dtype)
             if d_states is not None:
-                torch.mm(grad, weight, out=d_states[part])
+                product(grad, weight.t(), out=d_states[part])
             if d_weight is not None:
                 d_weight.addmm_(grad.t(), states[part])
             if d_bias is not None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from llmforge.model.arena import empty_to_keep, keep
+from llmforge.model.gemm import product
 
 MLP_BLOCK = 512  # tokens: a block of the widest activations, some MB, stays in a CPU's cache
 
@@ -42,10 +43,12 @@ def multiply(
     `kept` (tokens, in) marks what dropout left of the update's input.
     """
     weight, bias, a, b, scale = linear
-    y = torch.mm(x, weight.t(), out=out) if bias is None else torch.addmm(bias, x, weight.t(), out=out)
+    y = product(x, weight, out)
+    if bias is not None:
+        y.add_(bias)
     if a is None or b is None:
         return y, None
-    low = _drop(x, kept, dropout) @ a.t()
+    low = product(_drop(x, kept, dropout), a)
     return y.addmm_(low, b.t(), alpha=scale), low  # in place: a second result of this size would cost memory
 
 
@@ -75,14 +78,15 @@ def multiply_backward(
     d_bias = grad.sum(0) if bias is not None and needs[2] else None
     d_a = d_b = image = None
     if a is not None and b is not None:
-        image = (grad @ b).mul_(scale)  # (tokens, rank)
+        image = product(grad, b.t()).mul_(scale)  # (tokens, rank)
         if needs[3]:
             d_a = image.t() @ _drop(x, kept, dropout)
         if needs[4]:
-            low = _drop(x, kept, dropout) @ a.t() if low is None else low
+            low = product(_drop(x, kept, dropout), a) if low is None else low
             d_b = (low.t() @ grad).mul_(scale).t()  # this way round the product is several times faster on a CPU
     if needs[0]:
-        d_x = grad @ weight if d_x is None else d_x.addmm_(grad, weight)
+        more = product(grad, weight.t())
+        d_x = more if d_x is None else d_x.add_(more)
         if image is not None and a is not None:
             d_x = d_x.addmm_(image, a) if kept is None else d_x.add_(_drop(image @ a, kept, dropout))
     return d_x, [d_weight, d_bias, d_a, d_b]
