@@ -56,6 +56,8 @@ class EchoEngine:
 
     async def embed(self, model, texts, pooling="", max_tokens=None):
         self.asked.append((texts, pooling, max_tokens))
+        if texts == ["slow"]:
+            await asyncio.sleep(60)
         return Embeddings([[0.6, -0.8] for _ in texts], 3 * len(texts))
 
     async def score(self, model, conversations):

@@ -17,10 +17,12 @@ import psutil
 import pytest
 from echo_engine import EchoEngine
 from live_server import Server
+from test_api_wire import ODD_BODIES
 
 from llmforge.serve import connections
 
 HEAD = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+JSON = {"Content-Type": "application/json"}
 MIB = 1 << 20
 
 
@@ -52,6 +54,20 @@ def chat(text, **settings):
     return f"{HEAD}Content-Length: {len(body)}\r\n\r\n{body}".encode()
 
 
+# --- A1: odd bodies, here for the connection; test_api_wire.py looks at what they get ---
+
+
+def test_odd_bodies_break_no_connection(echo):
+    with httpx.Client(base_url=echo.url) as http:
+        for name, (changes, status, _) in ODD_BODIES.items():
+            body = {"model": "echo", "messages": [{"role": "user", "content": "hi"}], **changes}
+            for stream in (False, True) if "stream_options" not in changes else (False,):
+                text = json.dumps({"stream": stream, **body})
+                response = http.post("/v1/chat/completions", content=text, headers=JSON)
+                assert response.status_code == status, name
+                assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+
 # --- A2: large bodies ---
 
 DEEP = b'{"model": "echo", "messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
@@ -69,11 +85,10 @@ LARGE = {
 @pytest.mark.parametrize("name", LARGE)
 def test_a_large_body_is_refused_and_leaves_no_memory_behind(echo, name):
     body, status = LARGE[name]
-    kind = {"Content-Type": "application/json"}
-    httpx.post(f"{echo.url}/v1/chat/completions", content=body, headers=kind)
+    httpx.post(f"{echo.url}/v1/chat/completions", content=body, headers=JSON)
     before = psutil.Process().memory_info().rss
     for _ in range(3):
-        response = httpx.post(f"{echo.url}/v1/chat/completions", content=body, headers=kind, timeout=60)
+        response = httpx.post(f"{echo.url}/v1/chat/completions", content=body, headers=JSON, timeout=60)
         assert response.status_code == status
         assert set(response.json()["error"]) == {"message", "type", "param", "code"}
     assert psutil.Process().memory_info().rss - before < 64 * MIB
@@ -90,6 +105,12 @@ def test_a_body_without_an_end_is_refused_at_the_cap(echo):
                 sent += len(chunk)
         assert sent < 200 * MIB
     assert echo.ask("hi", model="echo").choices
+
+
+def test_a_body_of_500_mb_is_refused_before_it_comes(echo):
+    with connect(echo) as connection:
+        connection.sendall(f"{HEAD}Content-Length: {500 * MIB}\r\n\r\n{{".encode())
+        assert connection.recv(65536).startswith(b"HTTP/1.1 413")
 
 
 def test_what_is_no_http_gets_an_answer_in_the_same_shape(echo):
@@ -120,6 +141,16 @@ def test_clients_that_leave_at_any_point_leave_no_place_taken(echo):
         list(pool.map(lambda at: leave_at(echo, at[0], "drip" * 20, stream=at[1], n=2), points))
     assert echo.becomes_idle()
     assert echo.ask("hi").choices
+
+
+def test_a_client_that_leaves_its_embeddings_gives_its_place_back(echo):
+    body = json.dumps({"model": "echo", "input": "slow"})
+    with connect(echo) as connection:
+        head = HEAD.replace("chat/completions", "embeddings")
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        while not echo.server.serving.line.num_running:
+            time.sleep(0.01)
+    assert echo.becomes_idle()
 
 
 # --- A6: slow clients ---

@@ -280,6 +280,9 @@ ODD_BODIES = {
     "one call of no tools": ({"parallel_tool_calls": False}, 400, "parallel_tool_calls"),
     "contrastive twice": ({"decoder": "greedy", "penalty_alpha": 0.5}, 400, "decoder"),
     "too many bytes": ({"messages": [{"role": "user", "content": "x" * 401}]}, 400, "messages"),
+    "too many bytes in a tool": (
+        {"tools": [{"type": "function", "function": {"name": "f", "description": "x" * 401}}]}, 400, "messages",
+    ),
     "too many messages": ({"messages": [USER] * 5000}, 422, "messages"),
     "infinite schema": (
         {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"maximum": float("inf")}}}]},

@@ -12,9 +12,9 @@ from llmforge.serve.access_log import AccessLog
 from llmforge.serve.errors import surprise
 from llmforge.serve.metrics import Metrics
 from llmforge.serve.record import Record
+from llmforge.serve.serving import CLIENT_LEFT
 
 GIVEN_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-CLIENT_LEFT = 499  # nginx's number
 QUIET = frozenset({"/healthz", "/readyz", "/metrics"})  # asked every few seconds; not in the log
 Message = MutableMapping[str, Any]
 

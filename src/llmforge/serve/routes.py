@@ -14,14 +14,14 @@ from llmforge.infer.protocol import GenerateRequest, TokenIds
 from llmforge.serve.body import read_body
 from llmforge.serve.errors import ApiError
 from llmforge.serve.replies import Answer, chunks, completion
-from llmforge.serve.serving import Serving, get_serving, merged, record_of, unless_client_leaves
+from llmforge.serve.serving import CLIENT_LEFT, Serving, get_serving, merged, record_of, unless_client_leaves
 from llmforge.serve.stream import EventStream
 from llmforge.serve.text_replies import TextAnswer, text_chunks, text_completion
 from llmforge.serve.translate import check_engine, refuse, to_engine, to_sampling
-from llmforge.serve.wire_chat import ChatRequest
+from llmforge.serve.wire_chat import ChatRequest, prompt_bytes
 from llmforge.serve.wire_text import REFUSED_OF_COMPLETIONS, CompletionRequest
 
-CLIENT_LEFT = Response(status_code=499)  # nobody reads it; the number is nginx's
+NOBODY = Response(status_code=CLIENT_LEFT)
 DEFAULT_MAX_RUNNING = 32  # prompts of one request that are under way, where the engine does not say
 
 router = APIRouter()
@@ -34,7 +34,7 @@ async def chat_completions(request: Request, serving: ServingNow) -> Response:
     body = await read_body(request, ChatRequest)
     card = serving.card(body.model, "generate")
     note(request, serving, card.id, bool(body.stream), body.messages)
-    serving.check_bytes(card, sum(message.num_bytes() for message in body.messages), "messages")
+    serving.check_bytes(card, prompt_bytes(body.messages, body.tools), "messages")
     settings = serving.settings
     can = serving.engine.capabilities()
     asked = to_engine(body, card.id, settings.defaults, can, strict_400=settings.strict_400)
@@ -52,7 +52,7 @@ async def chat_completions(request: Request, serving: ServingNow) -> Response:
     first = await unless_client_leaves(request, anext(pieces))
     if first is None:
         await pieces.aclose()
-        return CLIENT_LEFT
+        return NOBODY
     return EventStream(chunks(answer, first, pieces))
 
 
@@ -82,7 +82,7 @@ async def completions(request: Request, serving: ServingNow) -> Response:
     first = await unless_client_leaves(request, anext(pieces))
     if first is None:
         await pieces.aclose()
-        return CLIENT_LEFT
+        return NOBODY
     return EventStream(text_chunks(answer, first, pieces, len(prompts)))
 
 
@@ -90,7 +90,7 @@ async def plain(request: Request, pieces: AsyncGenerator[Any, None], body: Any) 
     """A whole answer, unless the client leaves before."""
     async with aclosing(pieces):
         whole = await unless_client_leaves(request, body)
-    return CLIENT_LEFT if whole is None else JSONResponse(whole)
+    return NOBODY if whole is None else JSONResponse(whole)
 
 
 async def prompt_ids(serving: Serving, model: str, prompt: str | list[int]) -> list[int]:

@@ -17,6 +17,7 @@ from llmforge.serve.errors import ApiError
 from llmforge.serve.routes import ServingNow, note
 from llmforge.serve.serving import Serving, record_of
 from llmforge.serve.translate import to_messages
+from llmforge.serve.wire_chat import prompt_bytes
 from llmforge.serve.wire_text import DetokenizeRequest, EmbeddingRequest, ScoreRequest, TokenizeRequest
 
 router = APIRouter()
@@ -93,7 +94,7 @@ async def score(request: Request, serving: ServingNow) -> dict[str, Any]:
     wire = [body.messages] if body.messages is not None else body.conversations or []
     conversations = []
     for i, messages in enumerate(wire):
-        serving.check_bytes(card, sum(message.num_bytes() for message in messages), f"conversations.{i}")
+        serving.check_bytes(card, prompt_bytes(messages, None), f"conversations.{i}")
         where = "messages" if body.messages is not None else f"conversations.{i}"
         conversations.append(Conversation(to_messages(messages, where)))
     found = await serving.work(request, serving.engine.score(card.id, conversations))
@@ -133,7 +134,7 @@ async def tokenize(request: Request, serving: ServingNow) -> dict[str, Any]:
     num_bytes = len(prompt.encode()) if isinstance(prompt, str) else 0
     if body.messages is not None:
         prompt = Conversation(to_messages(body.messages, "messages"), tuple(body.tools or ()))
-        num_bytes = sum(message.num_bytes() for message in body.messages)
+        num_bytes = prompt_bytes(body.messages, body.tools)
     serving.check_bytes(card, num_bytes, "prompt" if body.messages is None else "messages")
     ids = await serving.engine.tokenize(card.id, prompt)
     texts = [await serving.engine.detokenize(card.id, [id]) for id in ids] if body.return_token_strs else None

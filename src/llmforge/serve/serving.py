@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncGenerator, Awaitable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -35,6 +35,7 @@ from llmforge.serve.settings import Settings
 from llmforge.serve.stream import client_left
 
 R = TypeVar("R")
+CLIENT_LEFT = 499  # nobody reads it; the number is nginx's
 TASKS = {"generate": "writes no replies", "embed": "makes no embeddings", "score": "gives no scores"}
 
 
@@ -130,18 +131,28 @@ class Serving:
                 raise
             self.switch.note(True)
 
-    async def work(self, request: Request, doing: Awaitable[R]) -> R:
-        """The result of one call of the engine that is no generation, after its time in line."""
+    async def work(self, request: Request, doing: Coroutine[Any, Any, R]) -> R:
+        """The result of one call of the engine that is no generation, after its time in line.
+
+        Raises:
+            ForgeError, ApiError: it is refused, it failed, or the client left, who gets none of this.
+        """
         record, client = record_of(request), client_of(request)
+
+        async def in_turn() -> tuple[R]:
+            async with self.line.place(client.name, 1, self._patience_s()) as waited_s:
+                record.queue_s = waited_s
+                return (await doing,)
+
         try:
             if canned := self.degraded():
                 raise ApiError(503, canned, code="degraded", headers={"Retry-After": str(RETRY_S)})
-            async with self.line.place(client.name, 1, self._patience_s()) as waited_s:
-                record.queue_s = waited_s
-                return await doing
+            result = await unless_client_leaves(request, in_turn())
+            if result is None:
+                raise ApiError(CLIENT_LEFT, "the client left", code="client_left")
+            return result[0]
         finally:
-            if isinstance(doing, Coroutine):
-                doing.close()  # without effect when it has run
+            doing.close()  # without effect when it has run
 
     def degraded(self) -> str | None:
         """The canned text where that is what is answered now.

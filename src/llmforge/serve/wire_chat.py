@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
@@ -92,9 +92,10 @@ class ChatMessage(Body):
 
     def num_bytes(self) -> int:
         """Bytes of its texts."""
+        called = sum(len(call.function.arguments.encode()) for call in self.tool_calls or ())
         if isinstance(self.content, list):
-            return sum(len((part.text or part.refusal or "").encode()) for part in self.content)
-        return len((self.content or "").encode()) + len((self.reasoning_content or "").encode())
+            return called + sum(len((part.text or part.refusal or "").encode()) for part in self.content)
+        return called + len((self.content or "").encode()) + len((self.reasoning_content or "").encode())
 
     def to_message(self, where: str) -> Message:
         """The canonical message; `where` is its path for errors."""
@@ -156,6 +157,20 @@ def check_tool(value: Any) -> Any:
 
 
 ToolList = list[Annotated[dict[str, Any], AfterValidator(check_tool)]]
+
+
+def prompt_bytes(messages: Sequence[ChatMessage], tools: Sequence[dict[str, Any]] | None) -> int:
+    """Bytes of the texts in messages and tools; a template writes them all, and more beside."""
+    return sum(message.num_bytes() for message in messages) + sum(map(_text_bytes, tools or ()))
+
+
+def _text_bytes(value: Any) -> int:
+    """Bytes of all texts and names in a value that check_depth has seen."""
+    if isinstance(value, str):
+        return len(value.encode())
+    if isinstance(value, dict):
+        return sum(len(name.encode()) + _text_bytes(part) for name, part in value.items())
+    return sum(map(_text_bytes, value)) if isinstance(value, list) else 0
 
 
 class NamedFunction(Body):
