@@ -25,6 +25,7 @@ PAGES = {
     "review": "review",
     "train": "train",
     "runs": "runs",
+    "chat": "chat",
 }
 
 

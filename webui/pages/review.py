@@ -31,8 +31,10 @@ SEEN = "(place, author, seen) => [place, author, JSON.stringify(window.forgeRevi
 KEYS = """
 window.forgeReview = () => {
   const row = document.querySelector("#review-record [data-row]");
-  const fields = [...document.querySelectorAll("#review-record [data-field]")].map((field) => [field.dataset.field, field.value]);
-  return { row: row ? row.dataset.row : "", fields: Object.fromEntries(fields) };
+  const fields = {};
+  for (const field of document.querySelectorAll("#review-record [data-field]"))
+    fields[field.dataset.field] = field.value;
+  return { row: row ? row.dataset.row : "", fields };
 };
 let busy = 0;  // a key that comes before the last decision is shown would decide about a row nobody saw
 const press = (name, event) => {
