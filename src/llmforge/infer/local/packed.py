@@ -33,15 +33,17 @@ class PackedLinear:
 
     def __init__(self, layer: nn.Linear):
         self.weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)
-        self.bias, self.width = layer.bias, layer.out_features
+        self.bias = layer.bias
+        self.least = LEAST_ROWS * layer.in_features
+        self.product = torch.ops.mkldnn._linear_pointwise.default
 
     def __call__(self, x: Tensor) -> Tensor:
+        if x.numel() >= self.least:
+            return self.product(x, self.weight, self.bias, "none", [], "")
         rows = x.reshape(-1, x.shape[-1])
-        num_rows = len(rows)
-        if num_rows < LEAST_ROWS:
-            rows = F.pad(rows, (0, 0, 0, LEAST_ROWS - num_rows))
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
-        return y[:num_rows].view(*x.shape[:-1], self.width)
+        padded = F.pad(rows, (0, 0, 0, LEAST_ROWS - len(rows)))
+        y: Tensor = self.product(padded, self.weight, self.bias, "none", [], "")
+        return y[: len(rows)].view(*x.shape[:-1], -1)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedLinear:
         return self  # a copy of the model, made to look at it, shares its weights
@@ -60,7 +62,7 @@ class Packing:
         # Layers without a plain weight; an embedding still needs one that it shares.
         self._packed_only = {name for name, layer in self.layers.items() if owners[id(layer.weight)] == 1}
         for name, layer in self.layers.items():
-            layer.forward = PackedLinear(layer)  # type: ignore[method-assign]
+            vars(layer)["forward"] = PackedLinear(layer)
             if name in self._packed_only:
                 self._give_up(name)
         # What is left of a file's mapping is small; a copy of its own lets the mapping go.

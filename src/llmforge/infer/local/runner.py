@@ -18,7 +18,9 @@ from llmforge.infer.local.row import Row
 from llmforge.infer.local.schedule import Part, Schedule
 
 log = logging.getLogger(__name__)
-CHUNK = {"cpu": 256}  # prompt tokens per step: where products of a CPU are at their best speed, half a second of a core
+# Prompt tokens per step. Packed products of a CPU are at their best speed from 64 rows on; the fewer a step reads, the
+# more evenly prompts and replies take turns: a step of 128 takes a third of a second of a core (135M model).
+CHUNK = {"cpu": 128}
 GPU_CHUNK = 2048
 LAYERS = {"full_attention", "sliding_attention", "attention"}
 MEMORY_SHARE = {"cpu": 0.5}  # of what is free, that the cache may grow to
