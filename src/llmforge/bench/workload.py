@@ -15,8 +15,8 @@ from llmforge.errors import RecipeError
 DATASET = "bench"
 SEED = 0
 
-INSTRUCTION = """You sort the reports of a water utility's night shift. Every report was typed in a hurry by the \
-person on duty, so expect short forms, missing words and wrong spelling. Answer with one JSON object and nothing else.
+INSTRUCTION = """You sort the reports of a water utility's night shift. Every report was typed in a hurry, so \
+expect short forms, missing words and wrong spelling. Answer with one JSON object and nothing else.
 The object has four fields. "kind" is one of: leak, for water that comes out where it should not; pressure, for \
 too much or too little of it at the tap; quality, for colour, smell, taste or particles; power, for pumps, \
 switchgear and batteries; access, for gates, keys, alarms and people on the site; meter, for readings that cannot \
@@ -25,9 +25,9 @@ one that somebody has to act on first.
 "urgent" is true when drinking water may be unsafe, when water runs into a building, when a road is under water, \
 when a pump station has no power, or when the caller depends on a medical device. It is false in all other cases, \
 also when the caller is angry.
-"district" is the name of the district in lower case, and "since" the time in the report.
+"place" is the part of the town in lower case, as the report names it, and "crew" the crew's number or 0.
 A report that only says that an earlier one is settled keeps the kind of the earlier one and is never urgent.
-Do not explain your choice, do not add fields, and write "unknown" for what is not there."""
+Do not explain your choice, and write "unknown" for what is not there."""
 
 PLACES = ("harbour", "old town", "north hill", "mill quarter", "station", "meadow side", "east bank", "upper field")
 FAULTS = {
@@ -57,6 +57,9 @@ WORDS = (
 )  # fmt: skip
 
 
+CREWS = {"crew four": 4, "crew two": 2}
+
+
 def classify(num_rows: int, length: int) -> list[dict[str, str]]:
     """A shared instruction of about 300 tokens, 40 to 100 own tokens, a short JSON answer; `length` plays no part."""
     draw = random.Random(SEED)
@@ -64,10 +67,11 @@ def classify(num_rows: int, length: int) -> list[dict[str, str]]:
     for _ in range(num_rows):
         kind = draw.choice(sorted(FAULTS))
         place, urgent = draw.choice(PLACES), draw.random() < 0.3
-        remarks = draw.sample(REMARKS, draw.randint(0, 3))
+        remarks = draw.sample(REMARKS, draw.randint(0, 2))
         clock = f"{draw.randint(0, 23):02}:{draw.randint(0, 59):02}"
         report = f"{clock}, {place}: " + "; ".join([draw.choice(FAULTS[kind]), *remarks])
-        answer = json.dumps({"kind": kind, "urgent": urgent, "district": place, "since": clock})
+        crew = next((number for words, number in CREWS.items() if words in report), 0)
+        answer = json.dumps({"kind": kind, "urgent": urgent, "place": place, "crew": crew})
         rows.append({"instruction": INSTRUCTION, "input": report, "output": answer})
     return rows
 
@@ -83,14 +87,14 @@ def fill(num_rows: int, length: int) -> list[dict[str, str]]:
 
 
 def dpo(num_rows: int, length: int) -> list[dict[str, str]]:
-    """The rows of `classify` as pairs: the answer, and one that names another kind or loses the district."""
+    """The rows of `classify` as pairs: the answer, and one that names another kind or loses the place."""
     draw = random.Random(SEED)
     pairs = []
     for row in classify(num_rows, length):
         answer = json.loads(row["output"])
         wrong = {**answer, "kind": draw.choice([kind for kind in sorted(FAULTS) if kind != answer["kind"]])}
         if draw.random() < 0.5:
-            wrong = {**answer, "district": "unknown"}
+            wrong = {**answer, "place": "unknown"}
         texts = {"chosen": row["output"], "rejected": json.dumps(wrong)}
         pairs.append({"instruction": row["instruction"], "input": row["input"], **texts})
     return pairs
