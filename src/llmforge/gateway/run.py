@@ -27,6 +27,7 @@ def run_gateway(table: GatewayTable, words: Sequence[str]) -> None:
     from llmforge.gateway.app import Gateway
     from llmforge.gateway.pool import Pool
     from llmforge.gateway.started import StartedWorkers
+    from llmforge.serve.connections import KEEP_ALIVE_S, CarefulProtocol
     from llmforge.serve.keys import Keys
 
     if not (table.api_key or table.api_keys_file) and not is_loopback(table.host):
@@ -40,7 +41,15 @@ def run_gateway(table: GatewayTable, words: Sequence[str]) -> None:
     started = StartedWorkers(pool)
     pool.changed = started.follow_table
     settings = uvicorn.Config(
-        Gateway(pool, keys), log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_S, backlog=BACKLOG
+        Gateway(pool, keys),
+        log_level="warning",
+        access_log=False,
+        http=CarefulProtocol.for_addresses(0),  # slow clients hold up nobody; other gateways may ask from one address
+        ws="none",
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=DRAIN_S,
+        backlog=BACKLOG,
     )
     server = uvicorn.Server(settings)
     port = listener.getsockname()[1]
