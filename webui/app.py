@@ -26,6 +26,7 @@ PAGES = {
     "train": "train",
     "runs": "runs",
     "chat": "chat",
+    "eval": "eval",
 }
 
 

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 import urllib.request
@@ -22,6 +21,7 @@ from llmforge.errors import RecipeError
 from llmforge.process import is_running, process_start
 from llmforge.runs import LIVE_STATES, RunState, atomic_write, list_runs, read_manifest
 from llmforge.webui.board import Board
+from llmforge.webui.jobs import spawn, tail
 
 ABOUT, LOG = "server.json", "server.log"
 LAST_LINES = 12
@@ -65,9 +65,7 @@ class Server:
 
     def last_words(self) -> str:
         """The end of its log."""
-        path = self.folder / LOG
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-        return "\n".join(lines[-LAST_LINES:])
+        return tail(self.folder / LOG, LAST_LINES)
 
 
 def servers(board: Board) -> list[Server]:
@@ -99,18 +97,7 @@ def start_server(board: Board, target: str) -> Server:
                 return server
         port = _free_port()
         words = ["api", target if is_run else f"model_name_or_path={target}", f"port={port}", "host=127.0.0.1"]
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
-        with open(folder / LOG, "wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "llmforge.cli", *words],
-                cwd=board.root,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        _children.append(process)
+        process = spawn(board, [sys.executable, "-m", "llmforge.cli", *words], folder / LOG)
         about: dict[str, Any] = {
             "target": target,
             "port": port,
@@ -129,8 +116,6 @@ def stop_server(server: Server) -> None:
     if server.is_alive:
         os.kill(server.pid, signal.SIGTERM)
     (server.folder / ABOUT).unlink(missing_ok=True)
-    for child in [child for child in _children if child.poll() is not None]:
-        _children.remove(child)
 
 
 def startable(board: Board, models: Sequence[str]) -> list[str]:
@@ -169,4 +154,3 @@ def _free_port() -> int:
 
 
 _names: dict[int, list[str]] = {}  # of servers that are ready
-_children: list[subprocess.Popen[bytes]] = []  # asked for their exit codes, so that none stays a zombie
