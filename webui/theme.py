@@ -42,6 +42,7 @@ def theme() -> gr.themes.Base:
         block_title_text_weight="600",
         input_background_fill="#ffffff",
         input_background_fill_dark="#10161e",
+        input_border_width="1px",
         input_border_color="#8794a5",
         input_border_color_dark="#5d6b7e",
         input_placeholder_color="#5d6b7e",

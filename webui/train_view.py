@@ -1,0 +1,84 @@
+"""What the Check step shows: problems with their fixes, what a run will take, and what the checker said."""
+
+from __future__ import annotations
+
+from llmforge.webui.amounts import duration, size
+from llmforge.webui.checking import Found, Wrong
+from llmforge.webui.devices import Device
+from llmforge.webui.estimate import Guess
+from llmforge.webui.markup import Safe, tag
+from llmforge.webui.words import Words
+
+FIX = """
+element.addEventListener('click', (event) => {
+  const button = event.target.closest('[data-fix]');
+  if (button) trigger('select', { number: Number(button.dataset.fix) });
+});
+"""
+
+
+def show_check(words: Words, found: Found, guess: Guess, device: Device | None) -> Safe:
+    """The whole report."""
+    if found.problems:
+        items = [_problem(words, number, wrong) for number, wrong in enumerate(found.problems)]
+        top = tag("p", words("train.problems", n=len(found.problems)), class_="bad verdict", role="alert")
+        return tag("section", top, tag("ul", *items, class_="problems"), class_="check")
+    facts = {
+        "rows": f"{guess.rows:,}" if guess.rows is not None else "-",
+        "steps": f"{guess.steps:,}" if guess.steps is not None else "-",
+        "tokens": f"{guess.tokens:,}" if guess.tokens else "-",
+        "memory": _memory(words, guess, device),
+        "time": words("train.about", amount=duration(words, guess.seconds))
+        if guess.seconds
+        else words("train.no_time"),
+    }
+    numbers = [tag("div", tag("dt", words(f"train.fact.{key}")), tag("dd", value)) for key, value in facts.items()]
+    tight = device is not None and guess.memory is not None and guess.memory > device.free
+    return tag(
+        "section",
+        tag("p", words("train.fine"), class_="good verdict", role="status"),
+        tag("dl", *numbers, class_="facts"),
+        tag("p", words("train.tight"), class_="warn") if tight else None,
+        tag("ul", *(tag("li", remark) for remark in found.remarks), class_="remarks", lang="en")
+        if found.remarks
+        else None,
+        tag(
+            "details",
+            tag("summary", words("train.told")),
+            tag("pre", "\n".join(found.fine), lang="en", class_="log"),
+        ),
+        class_="check",
+    )
+
+
+def _memory(words: Words, guess: Guess, device: Device | None) -> str:
+    if guess.memory is None:
+        return words("train.no_memory")
+    told = words("train.about", amount=size(guess.memory))
+    return told if device is None else words("train.of_free", amount=told, free=size(device.free))
+
+
+def _problem(words: Words, number: int, wrong: Wrong) -> Safe:
+    button = None
+    if wrong.fixed is not None:
+        text = words(f"train.fix_{wrong.fix}", to=wrong.to, key=wrong.key)
+        button = tag("button", text, type="button", class_="button", data_fix=number)
+    return tag(
+        "li", tag("code", wrong.key) if wrong.key else None, " ", tag("span", wrong.message, lang="en"), " ", button
+    )
+
+
+def show_facts(words: Words, names: list[str], counts: dict[str, int | None]) -> Safe:
+    """What is known of the chosen data sets."""
+    if not names:
+        return tag("p", words("train.no_data"), class_="calm")
+    rows = [
+        tag(
+            "li",
+            tag("strong", name),
+            ": ",
+            words("train.rows", n=count) if count is not None else words("train.no_file"),
+        )
+        for name, count in counts.items()
+    ]
+    return tag("ul", *rows, class_="chosen")
