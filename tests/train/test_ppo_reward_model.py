@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ from llmforge.data.plan import lay_padded
 from llmforge.errors import RecipeError
 from llmforge.model.loading import load_model
 from llmforge.model.value_head import load_value_head, values_at
+from llmforge.train.rl.reward_model import Closing
 
+REPO = Path(__file__).parents[2]
 PROMPTS = [{"instruction": f"Say something about {thing}."} for thing in ("rain", "a cat", "the printer", "sleep")]
 
 COLUMNS = {"prompt": "instruction", "query": None, "response": None, "chosen": "chosen", "rejected": "rejected"}
@@ -49,23 +52,55 @@ def ppo(train, files):
     return go
 
 
-def test_a_reply_is_rewarded_by_the_models_value_at_its_last_token(ppo, reward_model, tmp_path, log_of):
-    run = ppo("run", reward_model=reward_model)
+SPY = """
+import json
+from llmforge.config.names import REWARDS
+
+def spy(samples, options):
+    with open({path!r}, "a") as file:
+        file.writelines(json.dumps([s.prompt_ids, s.reply_ids, s.ended]) + "\\n" for s in samples)
+    return [0.0] * len(samples)
+
+REWARDS.add("spy", spy)
+"""
+
+
+def test_a_reply_is_rewarded_by_the_models_value_at_the_end_of_the_closed_conversation(ppo, reward_model, tmp_path):
+    (tmp_path / "spy.py").write_text(SPY.format(path=str(tmp_path / "seen.jsonl")), encoding="utf-8")
+    keys = {"reward_funcs": "spy", "plugins": tmp_path / "spy.py", "per_device_train_batch_size": 16}
+    run = ppo("run", reward_model=reward_model, max_new_tokens=24, **keys)
     loaded = load_model(load_recipe([str(reward_model), "device=cpu"], "chat"), for_training=False)
     head = load_value_head(loaded.model, reward_model)
-    rows = [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()][:4]
-    for row in rows:
-        if row["ended"]:
-            continue  # its text does not say which end token came
-        asked = loaded.template.encode(loaded.tokenizer, [Message("user", row["prompt"])], add_generation_prompt=True)
-        ids = [*asked.input_ids, *loaded.tokenizer.ids(row["reply"])]
-        if len(ids) != len(asked.input_ids) + row["tokens"]:
-            continue  # the drawn tokens are not the ones this text is cut into
+    end = loaded.tokenizer.control("<|im_end|>")
+    seen = [json.loads(line) for line in (tmp_path / "seen.jsonl").read_text().splitlines()][:16]
+    rewards = [json.loads(line)["reward"] for line in (run / "rollouts.jsonl").read_text().splitlines()][:16]
+    for (prompt, reply, ended), reward in zip(seen, rewards, strict=True):
+        text = reply[:-1] if ended else reply
+        ids = [*prompt, *text, end]
         batch = lay_padded([Encoded(ids, [IGNORE] * len(ids))], [0])
         with torch.no_grad():
-            assert values_at(loaded.model, head, batch, [len(ids) - 1]).item() == pytest.approx(row["reward"], abs=1e-4)
+            assert values_at(loaded.model, head, batch, [len(ids) - 1]).item() == pytest.approx(reward, abs=1e-4)
+    assert not all(ended for _, _, ended in seen)
     critic, reward = (load_file(folder / "value_head.safetensors") for folder in (run / "critic", reward_model))
     assert 0 < (critic["value_head.weight"] - reward["value_head.weight"]).abs().max() < 0.01  # it started there
+
+
+@pytest.mark.parametrize(
+    "name", ["chatml", "vicuna", "alpaca", "empty", "smollm2", REPO / "benchmarks/smollm2_newline.yaml"]
+)
+def test_an_ended_reply_and_a_cut_one_are_both_closed_as_in_a_training_row(name, tiny_model_dir):
+    words = [f"model_name_or_path={tiny_model_dir}", f"template={name}", "device=cpu"]
+    loaded = load_model(load_recipe(words, "chat"), for_training=False)
+    template, tokenizer = loaded.template, loaded.tokenizer
+    asked = [Message("user", "Is it raining?")]
+    start = template.encode(tokenizer, asked, add_generation_prompt=True).input_ids
+    row = template.encode(tokenizer, [*asked, Message("assistant", "It is raining cats")]).input_ids
+    drawn = list(row[len(start) :])
+    closing = Closing.of(template, tokenizer)
+    assert closing.ids
+    text = drawn[: len(drawn) - len(closing.ids)]
+    end = template.stop_ids(tokenizer)[0]
+    assert closing.close(text) == closing.close([*text, end]) == drawn
 
 
 def test_a_reward_model_on_a_copy_of_the_base_gives_the_same_run(ppo, reward_model, tiny_model_dir, tmp_path, capsys):

@@ -6,13 +6,15 @@ import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from llmforge.config.load import load_recipe
 from llmforge.config.schema import Recipe
-from llmforge.data.example import IGNORE, Encoded, EncodedSet
+from llmforge.data.example import IGNORE, Encoded, EncodedSet, Message
+from llmforge.data.templates.template import Template
+from llmforge.data.tokenizer import Tokenizer
 from llmforge.errors import RecipeError
 from llmforge.model.adapters import ADAPTER, add_lora, attach_adapter
 from llmforge.model.loading import LoadedModel, load_model
@@ -26,15 +28,38 @@ from llmforge.train.steps import Line, StepPlan, StepShape
 ROWS_TOGETHER = 16  # rows of a padded pass
 
 
-class ModelReward:
-    """Scores replies by the reward role: the value at the last token of prompt and reply."""
+class Closing(NamedTuple):
+    """What follows a reply's text in a training row: its end token, and what the template writes behind that."""
 
-    def __init__(self, roles: Roles, line: Line | None, pad_id: int):
-        self.roles, self.line, self.pad_id = roles, line, pad_id
+    ids: tuple[int, ...]
+    stops: frozenset[int]
+
+    @classmethod
+    def of(cls, template: Template, tokenizer: Tokenizer) -> Closing:
+        row = template.encode(tokenizer, [Message("user", "?"), Message("assistant", "!")]).input_ids
+        stops = frozenset(template.stop_ids(tokenizer))
+        first = next((i for i in reversed(range(len(row))) if row[i] in stops), len(row))
+        return cls(tuple(row[first:]), stops)
+
+    def close(self, reply: Sequence[int]) -> list[int]:
+        """A drawn reply as a training row would hold it."""
+        text = reply[:-1] if reply[-1] in self.stops else reply
+        return [*text, *self.ids]
+
+
+class ModelReward:
+    """Scores replies by the reward role: the value at the end of the conversation, which is closed as in training.
+
+    A reward model has learned what to say at the token that ends a reply. At any other token its values lie on a level
+    of their own, so a reply that was cut is closed too, or being cut would be rewarded or punished by chance.
+    """
+
+    def __init__(self, roles: Roles, line: Line | None, pad_id: int, closing: Closing):
+        self.roles, self.line, self.pad_id, self.closing = roles, line, pad_id, closing
 
     @torch.no_grad()
     def __call__(self, samples: Sequence[Sample]) -> list[float]:
-        ids = [[*sample.prompt_ids, *sample.reply_ids] for sample in samples]
+        ids = [[*sample.prompt_ids, *self.closing.close(sample.reply_ids)] for sample in samples]
         rows = EncodedSet.of([Encoded(row, [IGNORE] * (len(row) - 1) + row[-1:]) for row in ids])
         shape = StepShape(ROWS_TOGETHER, 1)
         plan = StepPlan(rows, shape, seed=0, pad_id=self.pad_id, line=self.line, shuffle=False, shift=0)

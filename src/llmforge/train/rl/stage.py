@@ -22,7 +22,7 @@ from llmforge.train.rl.advantages import Gather
 from llmforge.train.rl.experience import Experience
 from llmforge.train.rl.objective import is_clipped
 from llmforge.train.rl.plan import RolloutPlan
-from llmforge.train.rl.reward_model import ModelReward, load_judges
+from llmforge.train.rl.reward_model import Closing, ModelReward, load_judges
 from llmforge.train.rl.rewards import reward_sources
 from llmforge.train.rl.roles import BASE, REFERENCE, Roles, base_of, copy_adapter, switch_off_dropout
 from llmforge.train.rl.rollout import Roller
@@ -79,7 +79,8 @@ class RolloutStage(Stage):
         if self.line is not None and self.has_critic:  # actor and critic are in memory together
             self.line = Line(max(self.line.tokens // 2, ROUNDING), self.line.share)
         switch_off_dropout(self.roles)
-        scorer = ModelReward(self.roles, self.line, start.pad_id) if reward is not None else None
+        closing = Closing.of(start.loaded.template, start.loaded.tokenizer)
+        scorer = ModelReward(self.roles, self.line, start.pad_id, closing) if reward is not None else None
         self.rewards = reward_sources(recipe, scorer)
 
     def trainer(self, start: Start, shape: StepShape, options: dict[str, Any]) -> RolloutTrainer:
