@@ -22,6 +22,7 @@ HERE = Path(__file__).parent
 PAGES = {
     "": "home",
     "data": "data",
+    "make": "make",
     "review": "review",
     "train": "train",
     "runs": "runs",

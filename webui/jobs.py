@@ -42,14 +42,24 @@ class Job:
 
     @property
     def state(self) -> str:
-        """running, done, failed, stopped, or lost when the process is gone without a word."""
+        """running, done, failed, stopped, paused by a budget or gate, or lost: gone without a word."""
         if self.is_alive:
             return "running"
-        try:
-            code = json.loads((self.folder / EXIT).read_text(encoding="utf-8"))["code"]
-        except (OSError, ValueError, KeyError):
+        if (code := self._ended().get("code")) is None:
             return "lost"
-        return {0: "done", 130: "stopped", 143: "stopped"}.get(code, "failed")
+        return {0: "done", 3: "paused", 130: "stopped", 143: "stopped"}.get(code, "failed")
+
+    @property
+    def took_s(self) -> float:
+        """Seconds it has been at work, until now or its end."""
+        return float(self._ended().get("time", time.time())) - self.started_at
+
+    def _ended(self) -> dict[str, Any]:
+        try:
+            found = json.loads((self.folder / EXIT).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def log(self, lines: int = 40) -> str:
         """The end of its log."""
