@@ -40,7 +40,7 @@ def devices() -> list[Device]:
     """The processor, then the cards."""
     memory = psutil.virtual_memory()
     return [
-        Device("cpu", f"CPU, {os.cpu_count()} cores", memory.available, memory.total),
+        Device("cpu", f"CPU × {os.cpu_count()}", memory.available, memory.total),
         *_cards(int(time.time() / 5)),
     ]
 

@@ -164,8 +164,8 @@ def text_of(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, (list, tuple)) and all(isinstance(item, (str, int, float)) for item in value):
         return ", ".join(map(str, value))
-    if isinstance(value, float):
-        return f"{value:g}"
+    if isinstance(value, (int, float)):
+        return f"{value:g}" if isinstance(value, float) else str(value)
     return value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True, width=10**6).strip()
 
 

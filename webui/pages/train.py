@@ -240,15 +240,16 @@ class _Page:
         self.fetch.click(self._fetch, model, [self.model_told, self.fetch, self.fetch_timer], **QUIET)
         self.fetch_timer.tick(self._fetched, model, [self.model_told, self.fetch, self.fetch_timer], **QUIET)
         results = [
-            self.steps, self.report, self.problems, self.errors, self.checked, self.next_run, self.start, *everything,
+            *views, self.steps, self.report, self.problems, self.errors, self.checked, self.next_run, self.start,
+            *everything,
         ]  # fmt: skip
         for button, step, target in ((self.next_data, "model", 2), (self.next_method, "data", 3)):
             its = [self.fields[name] for name in form.STEPS[step]]
             button.click(self._goer(step, target), its, [self.steps, *its], **QUIET)
-        self.next_check.click(self._check_now, [self.given, self.devices], results, **QUIET)
-        self.again.click(self._check_now, [self.given, self.devices], results, **QUIET)
+        self.next_check.click(self._check_now, [self.given, self.devices, *everything], results, **QUIET)
+        self.again.click(self._check_now, [self.given, self.devices, *everything], results, **QUIET)
         self.report.select(self._fix, [self.problems, self.given], [*views, *everything], **QUIET).then(
-            self._check_now, [self.given, self.devices], results, **QUIET
+            self._check_now, [self.given, self.devices, *everything], results, **QUIET
         )
         self.next_run.click(self._name_it, [self.given, self.name], [self.steps, self.name], **QUIET)
         self.start.click(
@@ -363,23 +364,37 @@ class _Page:
         told, button = self._tell_model(name, request)
         return [failed or told, button, gr.Timer(active=False)]
 
-    def _check_now(self, given: form.Given, chosen: list[str], request: gr.Request) -> Iterator[list[Any]]:
+    def _check_now(
+        self, before: form.Given, chosen: list[str], request: gr.Request, *values: Any
+    ) -> Iterator[list[Any]]:  # fmt: skip
+        """Check what the fields hold now; a value that no key may have leads back to its field."""
         words = words_of(request)
+        given = before
+        for name, value in zip(form.FIELDS, values, strict=True):
+            given = form.with_value(given, name, value)
+        views = [given, form.to_yaml(given), self._command(given)]
         off, same = gr.Button(interactive=False), [gr.skip()] * len(form.FIELDS)
+        told = {name: form.wrong(words, name, value) for name, value in zip(form.FIELDS, values, strict=True)}
+        if first := next((name for name in form.FIELDS if told[name]), None):
+            step = next(step for step, names in form.STEPS.items() if first in names)
+            marks = [_marked(words, name, told[name]) for name in form.FIELDS]
+            yield [*views, gr.Walkthrough(selected=STEP_IDS[step]), "", [], {}, "", off, off, *marks]
+            return
         checking = tag("p", words("train.checking"), class_="note", role="status")
-        yield [gr.Walkthrough(selected=4), checking, [], {}, "", off, off, *same]
+        yield [*views, gr.Walkthrough(selected=4), checking, [], {}, "", off, off, *same]
+        views = [gr.skip()] * 3
         try:
             found = check_text(self.board, given)
             report = show_check(words, found, self._guess(found, given), self._device(chosen))
         except Exception as error:
-            told = show_trouble(words, trouble_of(words, words("train.check_failed"), error))
-            yield [gr.skip(), told, [], {}, "", off, off, *same]
+            failed = show_trouble(words, trouble_of(words, words("train.check_failed"), error))
+            yield [*views, gr.skip(), failed, [], {}, "", off, off, *same]
             return
         fixes = [wrong.fixed for wrong in found.problems]
         errors = {wrong.key: wrong.message for wrong in found.problems}
         button = gr.Button(interactive=found.runs)
         marks = [_marked(words, name, errors.get(name)) for name in form.FIELDS]
-        yield [gr.skip(), report, fixes, errors, found.text if found.runs else "", button, button, *marks]
+        yield [*views, gr.skip(), report, fixes, errors, found.text if found.runs else "", button, button, *marks]
 
     def _guess(self, found: Found, given: form.Given) -> Any:
         if found.recipe is None:
