@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 Place = Hashable  # a node of the tree: the text that ends there, as what find and publish hand out
 
@@ -23,6 +23,7 @@ class BlockPool:
         self._holders = [0] * (num_blocks + 1)
         self._by_text: dict[tuple[Place, tuple[int, ...]], tuple[int, int]] = {}  # (before, tokens) -> block, serial
         self._text: dict[int, tuple[Place, tuple[int, ...]]] = {}  # published block -> its key above
+        self._by_start: dict[tuple[Place, tuple[int, ...]], int] = {}  # (before, first tokens) -> a block
         self._idle: OrderedDict[int, None] = OrderedDict()  # published and held by nobody, oldest first
         self._serials = itertools.count()
 
@@ -54,6 +55,13 @@ class BlockPool:
             blocks.append(entry[0])
             place = entry[1]
         return blocks, place
+
+    def find_start(self, place: Place, tokens: Sequence[int]) -> tuple[int, int]:
+        """A block behind `place` that begins with the most of `tokens`, and how many; (0, 0) when there is none."""
+        for count in range(min(len(tokens), self.block_size - 1), 0, -1):
+            if (block := self._by_start.get((place, tuple(tokens[:count])))) is not None:
+                return block, count
+        return 0, 0
 
     def num_idle(self, blocks: Sequence[int]) -> int:
         """How many of these nobody holds: holding them takes room from others."""
@@ -90,6 +98,8 @@ class BlockPool:
         if key not in self._by_text:  # else two rows computed the same; one copy is enough
             self._by_text[key] = (block, next(self._serials))
             self._text[block] = key
+            for start in self._starts(key):
+                self._by_start.setdefault(start, block)
         return self._by_text[key][1]
 
     def release(self, blocks: Sequence[int]) -> None:
@@ -117,3 +127,10 @@ class BlockPool:
     def _unpublish(self, block: int) -> None:
         if (key := self._text.pop(block, None)) is not None:
             del self._by_text[key]
+            for start in self._starts(key):
+                if self._by_start.get(start) == block:
+                    del self._by_start[start]
+
+    def _starts(self, key: tuple[Place, tuple[int, ...]]) -> Iterator[tuple[Place, tuple[int, ...]]]:
+        before, tokens = key
+        return ((before, tokens[:count]) for count in range(1, self.block_size))

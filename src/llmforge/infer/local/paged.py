@@ -3,12 +3,13 @@
 A step lays the new tokens of all rows on one flat line. In every layer their keys and values are written to the rows'
 blocks; then rows of similar size are attended together, keys gathered from their blocks and masked by position. So the
 number of attention calls does not depend on how many rows run, and no value is read back from the device before the
-step's logits.
+step's logits. Blocks that many rows begin with are attended once for all of them, in one large product.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import mmap
@@ -27,6 +28,8 @@ NAME = "forge_paged"
 BLOCK_SIZE = 16  # tokens; half a block is wasted per row, and prefixes are shared in steps of this size
 WASTE = 1.25  # how much larger padding may make an attention call before its rows are split into two
 CALL_COST = 4096  # what one more call costs, in products of one query with one key (30 us of a core)
+FAMILY_BLOCKS = 4  # rows whose first blocks are the same ones are looked at for more
+SHARE_FROM = 512  # keys that rows need not read again before their common start is attended apart (80 us of a core)
 
 
 class KeyValues:
@@ -51,6 +54,13 @@ class KeyValues:
     @property
     def bytes_per_token(self) -> int:
         return sum(x[0, 0].numel() * x.element_size() for pair in self.layers.values() for x in pair)
+
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Let blocks hold what others hold: (from, to), one after the other."""
+        for source, target in pairs:
+            for pair in self.layers.values():
+                for pool in pair:
+                    pool[target] = pool[source]
 
     def clear(self, blocks: Sequence[int]) -> None:
         """Zero blocks that hold something which is no number."""
@@ -86,16 +96,17 @@ class Group:
     """Rows that are attended in one call, `width` queries each, padded where a row has fewer."""
 
     places: slice | Tensor  # of the queries on the flat line, row by row: (rows * width,)
-    tables: Tensor  # (rows * blocks,) block of each stretch of keys
+    tables: Tensor  # (rows * blocks,) block of each stretch of keys, those of `shared` left out
+    shared: Tensor | None  # (blocks,) that every row begins with, all before its new tokens
     positions: Tensor  # (rows, width) of the queries
     is_real: Tensor | None  # (rows * width,) where a query is no padding; None: all are real
     _masks: dict[int | None, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, spans: Sequence[Span], device: torch.device) -> Group:
+    def of(cls, spans: Sequence[Span], device: torch.device, num_shared: int = 0) -> Group:
         rows, width = len(spans), max(span.count for span in spans)
-        num_blocks = max(-(-span.end // BLOCK_SIZE) for span in spans)
-        tables = [[*span.blocks[:num_blocks], *[0] * (num_blocks - len(span.blocks))] for span in spans]
+        end = max(-(-span.end // BLOCK_SIZE) for span in spans)
+        tables = [[*span.blocks[num_shared:end], *[0] * (end - max(num_shared, len(span.blocks)))] for span in spans]
         first = torch.tensor([span.start for span in spans])[:, None]
         counts = torch.tensor([span.count for span in spans])[:, None]
         steps = torch.arange(width)[None].expand(rows, width).minimum(counts - 1)  # padding repeats the last query
@@ -105,6 +116,7 @@ class Group:
         return cls(
             slice(spans[0].at, spans[0].at + rows * width) if is_line else (at + steps).flatten().to(device),
             torch.tensor(tables).flatten().to(device),
+            torch.tensor(spans[0].blocks[:num_shared], device=device) if num_shared else None,
             (first + steps).to(device),
             None if is_even else (torch.arange(width)[None] < counts).flatten().to(device),
         )
@@ -112,7 +124,8 @@ class Group:
     def mask(self, window: int | None, num_keys: int, dtype: torch.dtype) -> Tensor:
         """What is added to the scores, (rows, 1, width, keys): 0 where a query sees a key, -inf elsewhere."""
         if window not in self._masks:
-            keys = torch.arange(num_keys, device=self.positions.device)
+            first = 0 if self.shared is None else len(self.shared) * BLOCK_SIZE
+            keys = torch.arange(first, first + num_keys, device=self.positions.device)
             seen = keys <= self.positions[..., None]
             if window is not None:
                 seen &= self.positions[..., None] - keys < window
@@ -126,8 +139,8 @@ class PagedStep:
     """What the attention of every layer needs to know about a step."""
 
     cache: KeyValues
+    spans: Sequence[Span]
     slots: Tensor  # (tokens,) where each new token's key and value go: block * BLOCK_SIZE + place in it
-    groups: list[Group]
 
     @classmethod
     def of(cls, cache: KeyValues, spans: Sequence[Span], device: torch.device) -> PagedStep:
@@ -136,9 +149,21 @@ class PagedStep:
             for span in spans
             for position in range(span.start, span.end)
         ]
-        by_size = sorted(spans, key=lambda span: (span.count, span.end, span.at))
-        groups = [Group.of(part, device) for part in grouped(by_size)]
-        return cls(cache, torch.tensor(slots, device=device), groups)
+        return cls(cache, spans, torch.tensor(slots, device=device))
+
+    @functools.cached_property
+    def groups(self) -> list[Group]:
+        """The step's rows, what they share attended apart."""
+        return [
+            Group.of(part, self.slots.device, num_shared)
+            for family, num_shared in families(self.spans)
+            for part in grouped(family, num_shared * BLOCK_SIZE)
+        ]
+
+    @functools.cached_property
+    def whole_groups(self) -> list[Group]:
+        """The same for layers in which a row does not see all of what it shares, or not as it is."""
+        return [Group.of(part, self.slots.device) for part in grouped(self.spans)]
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, cap: float | None
@@ -155,10 +180,11 @@ class PagedStep:
         keys.view(-1, *keys.shape[2:]).index_copy_(0, self.slots, key.transpose(0, 1))
         values.view(-1, *values.shape[2:]).index_copy_(0, self.slots, value.transpose(0, 1))
         flat = query.transpose(0, 1)  # (tokens, heads, width)
-        if len(self.groups) == 1 and isinstance(self.groups[0].places, slice):
-            return attend_group(self.groups[0], flat, keys, values, scale, window, cap)
+        groups = self.groups if window is None and cap is None else self.whole_groups
+        if len(groups) == 1 and isinstance(groups[0].places, slice):
+            return attend_group(groups[0], flat, keys, values, scale, window, cap)
         out = flat.new_empty(flat.shape[0], flat.shape[1], value.shape[-1])
-        for group in self.groups:
+        for group in groups:
             part = attend_group(group, flat[group.places], keys, values, scale, window, cap)
             if group.is_real is None or isinstance(group.places, slice):
                 out[group.places] = part
@@ -167,17 +193,43 @@ class PagedStep:
         return out
 
 
-def grouped(spans: Sequence[Span]) -> Iterator[list[Span]]:
-    """Neighbouring rows whose attention is cheaper in one padded call than in two."""
+def families(spans: Sequence[Span]) -> Iterator[tuple[list[Span], int]]:
+    """Rows, and the number of blocks that all of them begin with and that are worth attending apart; or 0."""
+    by_start: dict[tuple[int, ...], list[Span]] = {}
+    others: list[Span] = []
+    for span in spans:
+        if span.start < FAMILY_BLOCKS * BLOCK_SIZE:
+            others.append(span)
+        else:
+            by_start.setdefault(tuple(span.blocks[:FAMILY_BLOCKS]), []).append(span)
+    for family in by_start.values():
+        starts = (span.blocks[: span.start // BLOCK_SIZE] for span in family)
+        columns = zip(*starts, strict=False)  # as long as the shortest
+        num_shared = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
+        if (len(family) - 1) * num_shared * BLOCK_SIZE >= SHARE_FROM:
+            yield family, num_shared
+        else:
+            others += family
+    if others:
+        yield others, 0
+
+
+def grouped(spans: Sequence[Span], num_left_out: int = 0) -> Iterator[list[Span]]:
+    """Rows of neighbouring sizes whose attention is cheaper in one padded call than in two.
+
+    Args:
+        num_left_out: keys at the start of every row that the call does not read.
+    """
     group: list[Span] = []
     cost = width = longest = 0
-    for span in spans:
-        alone = span.count * span.end
-        wider, longer = max(width, span.count), max(longest, span.end)
+    for span in sorted(spans, key=lambda span: (span.count, span.end, span.at)):
+        num_keys = span.end - num_left_out
+        alone = span.count * num_keys
+        wider, longer = max(width, span.count), max(longest, num_keys)
         together = (len(group) + 1) * wider * longer
         if group and together > WASTE * (cost + alone) + CALL_COST:
             yield group
-            group, cost, wider, longer = [], 0, span.count, span.end
+            group, cost, wider, longer = [], 0, span.count, num_keys
         group.append(span)
         cost, width, longest = cost + alone, wider, longer
     if group:
@@ -187,7 +239,7 @@ def grouped(spans: Sequence[Span]) -> Iterator[list[Span]]:
 def attend_group(
     group: Group, query: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None, cap: float | None
 ) -> Tensor:
-    """One call for the rows of a group.
+    """The attention of a group's rows.
 
     Args:
         query: (rows * width, heads, head width). keys, values: a layer's pool.
@@ -197,23 +249,50 @@ def attend_group(
     """
     rows, width = group.positions.shape
     kv_heads = keys.shape[2]
-    heads = query.shape[1]
-    k, v = (
-        pool.index_select(0, group.tables).view(rows, -1, kv_heads, pool.shape[3]).transpose(1, 2)
-        for pool in (keys, values)
-    )  # (rows, key heads, keys, width)
+    num_sharing = query.shape[1] // kv_heads  # heads of one key head
+    k, v = (gathered(pool, group.tables, rows) for pool in (keys, values))
     mask = group.mask(window, k.shape[2], query.dtype)
     # The heads that share a key head fold into the query length, so that keys and values are not repeated.
-    q = query.view(rows, width, kv_heads, heads // kv_heads, -1).permute(0, 2, 3, 1, 4).flatten(2, 3)
+    folded = query.view(rows, width, kv_heads, num_sharing, -1)
+    q = folded.permute(0, 2, 3, 1, 4).flatten(2, 3)
     if width > 1:
-        mask = mask.repeat(1, 1, heads // kv_heads, 1)
-    if cap is None:
-        out = F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
-    else:
+        mask = mask.repeat(1, 1, num_sharing, 1)
+    sums = None
+    if cap is not None:
         scores = cap * torch.tanh(q @ k.transpose(-1, -2) * scale / cap) + mask
         out = torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype) @ v
-    out = out.unflatten(2, (heads // kv_heads, width))  # (rows, key heads, group, width, value width)
-    return out.permute(0, 3, 1, 2, 4).reshape(rows * width, heads, -1)
+    elif group.shared is None:
+        out = F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
+    else:
+        out, sums = attend_with_sums(q, k, v, mask, scale)
+    out = out.unflatten(2, (num_sharing, width)).permute(0, 3, 1, 2, 4)  # (rows, width, key heads, group, value width)
+    if group.shared is not None and sums is not None:
+        k, v = (gathered(pool, group.shared, 1) for pool in (keys, values))
+        q = folded.permute(2, 0, 1, 3, 4).reshape(1, kv_heads, -1, query.shape[-1])
+        first, first_sums = attend_with_sums(q, k, v, None, scale)
+        first = first.view(kv_heads, rows, width, num_sharing, -1).permute(1, 2, 0, 3, 4)
+        first_sums = first_sums.view(kv_heads, rows, width, num_sharing).permute(1, 2, 0, 3)
+        sums = sums.unflatten(2, (num_sharing, width)).permute(0, 3, 1, 2)
+        # Softmax over both stretches of keys: each one's own, weighted by its share of the sum of all exponentials.
+        out = torch.lerp(out, first, torch.sigmoid(first_sums - sums).to(out.dtype)[..., None])
+    return out.reshape(rows * width, query.shape[1], -1)
+
+
+def gathered(pool: Tensor, tables: Tensor, rows: int) -> Tensor:
+    """Blocks of a layer's pool one after the other: (rows, key heads, keys, width)."""
+    return pool.index_select(0, tables).view(rows, -1, *pool.shape[2:]).transpose(1, 2)
+
+
+def attend_with_sums(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention (rows, heads, queries, width), and the logarithm of each query's sum of exponentials."""
+    if q.device.type == "cpu" and q.shape[-1] == v.shape[-1]:
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        out, sums = flash(q, k, v, 0.0, False, attn_mask=mask, scale=scale)
+        return out, sums
+    scores = (q @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) * scale
+    if mask is not None:
+        scores = scores + mask
+    return torch.softmax(scores, -1).to(v.dtype) @ v, torch.logsumexp(scores, -1)
 
 
 # Behind a model

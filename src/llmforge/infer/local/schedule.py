@@ -42,6 +42,7 @@ class Schedule:
         self.waiting: list[Row] = []
         self.running: list[Row] = []
         self.num_preempted = self.num_looked_up = self.num_found = 0  # since start; the last two in tokens
+        self.copies: list[tuple[int, int]] = []  # blocks whose content the next step's rows begin with: (from, to)
         self._fresh: list[int] = []  # blocks published by the last step
         self._last_turn: dict[str | None, int] = {}  # adapter -> step it was last part of
         self._steps = itertools.count()
@@ -56,7 +57,7 @@ class Schedule:
 
     def next(self) -> list[Part]:
         """The next step's parts, decoding rows first. Empty when there is nothing to do."""
-        self._fresh = []
+        self._fresh, self.copies = [], []
         self.waiting.sort(key=lambda row: (not row.is_alone, -row.job.request.priority, row.order))
         if suspect := next((row for row in (*self.running, *self.waiting) if row.is_alone), None):
             self._preempt_all_but(suspect)
@@ -132,10 +133,14 @@ class Schedule:
         spare = len(self.running)
         if self.pool.num_available - self.pool.num_idle(found) < missing + spare:
             return False
+        row.num_computed = len(found) * self.pool.block_size
+        near, num_alike = self.pool.find_start(place, row.tokens[row.num_computed : -1])
         self.pool.hold(found)
         row.blocks = found + (self.pool.take(missing) or [])
         row.place, row.num_published = place, len(found)
-        row.num_computed = len(found) * self.pool.block_size
+        if num_alike and near not in self._fresh:  # what is fresh is there only after the step
+            self.copies.append((near, row.blocks[len(found)]))
+            row.num_computed += num_alike
         if not row.reply.token_ids:
             row.num_cached = row.num_computed
             self.num_looked_up += len(row.tokens)
