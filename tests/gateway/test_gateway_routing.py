@@ -152,6 +152,14 @@ def test_a_workers_own_refusal_passes_through(pair):
     assert pair.ask("bug").status_code == 500
 
 
+def test_what_is_no_http_is_answered_as_the_server_answers_it(pair):
+    with socket.create_connection(("127.0.0.1", pair.http.base_url.port)) as connection:
+        connection.sendall(b"GARBAGE\r\n\r\n")
+        head, _, body = connection.makefile("rb").read().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400")
+    assert json.loads(body)["error"]["code"] == "bad_http"
+
+
 def test_a_body_above_the_cap_is_refused(pair):
     assert pair.ask("x" * (5 << 20)).status_code == 413
 
