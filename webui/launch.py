@@ -64,7 +64,7 @@ def start_run(board: Board, name: str, recipe: str, devices: Sequence[str]) -> R
         raise RecipeError(f"output_dir: runs/{name} is there already; choose another name") from None
     text = with_key(recipe, "output_dir", board.shown(run.path))
     atomic_write(run.path / GIVEN, text)
-    _launch(board, run, devices, ["train", board.shown(run.path / GIVEN)])
+    begin(board, run, devices, ["train", board.shown(run.path / GIVEN)])
     return run
 
 
@@ -84,7 +84,7 @@ def resume_run(board: Board, run: RunDir) -> None:
     else:
         raise RecipeError(f"{board.shown(run.path)} has no recipe to go on with")
     devices = launched(run).get("devices") or ["cpu"]
-    _launch(board, run, devices, words)
+    begin(board, run, devices, words)
 
 
 def launched(run: RunDir) -> dict[str, Any]:
@@ -96,7 +96,8 @@ def launched(run: RunDir) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _launch(board: Board, run: RunDir, devices: Sequence[str], words: Sequence[str]) -> None:
+def begin(board: Board, run: RunDir, devices: Sequence[str], words: Sequence[str]) -> None:
+    """Start the process that waits for the devices and then runs forge-cli with `words`; the run is queued from now."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1", **visible(devices)}
     before = time.time()
     place = str(time.time_ns())  # in line: who was started first is first, whichever process comes up sooner

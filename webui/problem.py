@@ -45,8 +45,8 @@ def trouble_of(words: Words, what: str, error: BaseException) -> Trouble:
 
 def mask(text: str) -> str:
     """The text with everything that looks like a key or a password taken out."""
-    text = SECRET_LINE.sub(lambda m: m[1] + m[2] + "***", text)
     text = SECRET_VALUE.sub(lambda m: m[1] + "***", text)
+    text = SECRET_LINE.sub(lambda m: m[1] + m[2] + "***", text)
     for name, value in os.environ.items():
         if len(value) > 7 and SECRET_NAME.search(name):
             text = text.replace(value, "***")
