@@ -10,7 +10,7 @@ from llmforge.config.schema import FinetuneConfig
 from llmforge.data.example import Encoded
 from llmforge.data.plan import lay_tree
 from llmforge.model.adapters import add_lora
-from llmforge.model.arena import Arena, empty_to_keep, keep
+from llmforge.model.arena import Arena, closed, empty_to_keep, keep
 from llmforge.model.attention import use_forest_attention
 from llmforge.model.forward import token_losses
 from llmforge.model.lean import take_lean_layers
@@ -95,3 +95,13 @@ def test_a_kept_tensor_that_is_written_to_is_noticed():
         kept_one.zero_()
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             y.sum().backward()
+
+
+def test_a_pass_that_keeps_nothing_takes_nothing_of_the_arena_around_it():
+    model, batch, arena = make(), lay_tree(ROWS, range(3)), Arena(1 << 20)
+    with arena.open():
+        with torch.no_grad(), closed():
+            token_losses(model, batch)
+        assert arena.wanted == 0
+        token_losses(model, batch)
+        assert arena.wanted > 0

@@ -124,6 +124,18 @@ def test_a_switched_off_adapter_is_switched_off_in_the_lean_form_too():
             torch.testing.assert_close(model(input_ids=ids).logits, base, atol=1e-6, rtol=1e-5)
 
 
+def test_an_adapter_that_has_learned_nothing_and_none_give_the_same_bits():
+    torch.manual_seed(0)
+    model, ids = lora_model(), torch.randint(3, 50, (2, 40))
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.data.zero_()
+    take_lean_layers(model)
+    on = model(input_ids=ids).logits
+    with torch.no_grad(), model.disable_adapter():
+        assert torch.equal(model(input_ids=ids).logits, on)
+
+
 def test_bf16_weights_are_left_to_the_layers_themselves():
     model = lora_model().bfloat16()
     taken = take_lean_layers(model)

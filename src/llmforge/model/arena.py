@@ -60,6 +60,16 @@ class Arena:
 _open: ContextVar[Arena | None] = ContextVar("forge_arena", default=None)
 
 
+@contextlib.contextmanager
+def closed() -> Iterator[None]:
+    """A pass inside another one's arena that keeps nothing for a backward pass, and so takes none of it."""
+    token = _open.set(None)
+    try:
+        yield
+    finally:
+        _open.reset(token)
+
+
 def empty_to_keep(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
     """Memory (*shape) for a tensor that the backward pass will read."""
     arena = _open.get() if like.device.type == "cpu" else None

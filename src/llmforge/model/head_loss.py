@@ -19,7 +19,7 @@ def chunk_rows(vocab: int) -> int:
 
 
 def _chunk_losses(states: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, smoothing: float) -> tuple:
-    """Losses (n,) in nats and the softmax (n, vocab) of one chunk."""
+    """Losses (n,) in nats and the log-softmax (n, vocab) of one chunk."""
     logits = product(states, weight)
     if bias is not None:
         logits += bias
@@ -28,11 +28,12 @@ def _chunk_losses(states: Tensor, weight: Tensor, bias: Tensor | None, target: T
     losses = -log_probs.gather(1, target[:, None])[:, 0]
     if smoothing:
         losses = (1 - smoothing) * losses - smoothing * log_probs.mean(-1)
-    return losses, log_probs.exp_()
+    return losses, log_probs
 
 
-def _logit_gradient(probs: Tensor, target: Tensor, smoothing: float) -> Tensor:
+def _logit_gradient(log_probs: Tensor, target: Tensor, smoothing: float) -> Tensor:
     """d loss / d logits = softmax - wanted distribution, in place."""
+    probs = log_probs.exp_()
     if smoothing:
         probs -= smoothing / probs.shape[1]
     probs[torch.arange(len(target), device=target.device), target] -= 1 - smoothing
@@ -52,10 +53,10 @@ class _HeadLosses(Function):
         d_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
         for first in range(0, len(target), chunk_rows(len(weight))):
             part = slice(first, first + chunk_rows(len(weight)))
-            losses[part], probs = _chunk_losses(states[part], weight, bias, target[part], smoothing)
+            losses[part], log_probs = _chunk_losses(states[part], weight, bias, target[part], smoothing)
             if d_states is None and d_weight is None and d_bias is None:
                 continue
-            grad = _logit_gradient(probs, target[part], smoothing).to(states.dtype)
+            grad = _logit_gradient(log_probs, target[part], smoothing).to(states.dtype)
             if d_states is not None:
                 product(grad, weight.t(), out=d_states[part])
             if d_weight is not None:
@@ -88,8 +89,8 @@ def _weighted_head_gradient(
     d_weight, d_bias = torch.zeros_like(weight), torch.zeros_like(bias) if bias is not None else None
     for first in range(0, len(target), chunk_rows(len(weight))):
         part = slice(first, first + chunk_rows(len(weight)))
-        _, probs = _chunk_losses(states[part], weight, bias, target[part], smoothing)
-        weighted = (_logit_gradient(probs, target[part], smoothing) * grad[part, None]).to(states.dtype)
+        _, log_probs = _chunk_losses(states[part], weight, bias, target[part], smoothing)
+        weighted = (_logit_gradient(log_probs, target[part], smoothing) * grad[part, None]).to(states.dtype)
         d_weight.addmm_(weighted.t(), states[part])
         if d_bias is not None:
             d_bias += weighted.sum(0)

@@ -2,8 +2,9 @@
 
 A layer is taken when its class is the plain one and on a random input the lean form gives what the layer gives. At
 each call it is taken only while its weights are whole, floating and of one type; 4-bit and sharded weights, DoRA,
-merged or switched-off adapters, hooks, autocast run the layer's own forward. Only instances are touched, never a
-class or a module of a library.
+merged adapters, hooks, autocast run the layer's own forward. A switched-off adapter leaves the product with the base
+alone, by the same kernel, so that a reference differs from a policy that has learned nothing by no bit. Only instances
+are touched, never a class or a module of a library.
 """
 
 from __future__ import annotations
@@ -94,8 +95,10 @@ def _as_linear(module: Any) -> tuple[Linear, float] | None:
         return None
     if type(module) is nn.Linear:
         return (Linear(module.weight, module.bias, None, None, 1.0), 0.0) if _is_whole(module.weight) else None
-    if not _is_lora(module) or type(module.base_layer) is not nn.Linear or module.merged or module.disable_adapters:
+    if not _is_lora(module) or type(module.base_layer) is not nn.Linear or module.merged:
         return None
+    if module.disable_adapters:
+        return _as_linear(module.base_layer)
     names = [name for name in module.active_adapters if name in module.lora_A]
     if len(names) != 1 or names[0] in module.lora_variant or module.lora_B[names[0]].bias is not None:
         return None

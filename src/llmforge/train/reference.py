@@ -28,6 +28,7 @@ from llmforge.data.example import EncodedSet
 from llmforge.data.groups import MemberNumbers, member_offsets
 from llmforge.data.plan import Batch
 from llmforge.errors import RecipeError
+from llmforge.model.arena import closed
 from llmforge.model.forward import token_logprobs
 from llmforge.model.loading import LoadedModel, load_model
 from llmforge.model.pissa import changes_base
@@ -139,7 +140,7 @@ class Reference:
         """(num_rows,) log-probabilities, summed over each row's learned tokens, nats."""
         if batch.reference is not None:
             return torch.from_numpy(batch.reference).to(next(model.parameters()).device)
-        with adapter_off(model):
+        with adapter_off(model), closed():
             return reply_logprobs(model, batch)
 
 
