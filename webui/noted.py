@@ -23,14 +23,20 @@ EXIT = "exit.json"
 def main(words: list[str]) -> int:
     """Run, wait, note; returns the exit code."""
     folder = Path(words[0])
-    child = subprocess.Popen([sys.executable, "-m", "llmforge.cli", *words[1:]], stdin=subprocess.DEVNULL)
+    told: list[int] = []  # signals that came before there was a child
+    child: subprocess.Popen[bytes] | None = None
 
     def pass_on(number: int, frame: Any) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            child.send_signal(number)
+        told.append(number)
+        if child is not None:
+            with contextlib.suppress(ProcessLookupError):
+                child.send_signal(number)
 
     signal.signal(signal.SIGTERM, pass_on)
     signal.signal(signal.SIGINT, pass_on)
+    child = subprocess.Popen([sys.executable, "-m", "llmforge.cli", *words[1:]], stdin=subprocess.DEVNULL)
+    if told:
+        child.send_signal(told[-1])
     code = child.wait()
     code = 128 - code if code < 0 else code
     atomic_write(folder / EXIT, json.dumps({"code": code, "time": time.time()}))

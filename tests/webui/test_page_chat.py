@@ -1,0 +1,126 @@
+"""The page Chat in a browser, against a server that says the last message back."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browsing import EVIL, PATIENCE_S, Board, no_evil, serious, settled, shoot
+
+sys.path.append(str(Path(__file__).parents[1] / "serve"))
+from echo_engine import EchoEngine
+from live_server import Server
+
+pytestmark = pytest.mark.web
+
+
+@pytest.fixture(scope="module")
+def echo() -> Iterator[tuple[EchoEngine, str]]:
+    engine = EchoEngine(constraints={"json_schema"})
+    with Server(engine) as server:
+        yield engine, f"{server.url}/v1"
+
+
+def connected(open_page: Any, board: Board, url: str, columns: int = 1, **about: Any) -> Any:
+    """The page with the echo server's two models to choose from."""
+    page = open_page(f"{board.url}/chat", **about)
+    settled(page)
+    page.locator("#chat-other button").first.click()
+    page.locator("#chat-url").locator("input, textarea").fill(url)
+    page.locator("#chat-connect").click()
+    page.wait_for_selector("#chat-trouble .good")
+    page.locator(f"#chat-columns label:has-text('{columns}')").click()
+    page.wait_for_function(
+        "(n) => [...Array(n).keys()].every(i => document.querySelector(`#chat-model-${i} input`)?.value)", arg=columns
+    )
+    return page
+
+
+def ask(page: Any, text: str) -> None:
+    page.locator("#chat-prompt textarea").fill(text)
+    page.keyboard.press("Enter")
+
+
+def closed_by(engine: EchoEngine, number: int) -> bool:
+    until = time.monotonic() + PATIENCE_S
+    while engine.closed < number and time.monotonic() < until:
+        time.sleep(0.05)
+    return engine.closed >= number
+
+
+def test_two_answers_grow_at_once_and_stop_ends_both(board: Board, echo: Any, open_page: Any) -> None:
+    engine, url = echo
+    page = connected(open_page, board, url, 2)
+    closed = engine.closed
+    ask(page, "drip " * 200)
+    page.wait_for_function(
+        "[...document.querySelectorAll('.side .bubble.assistant p')].filter(p => p.textContent.length > 5).length === 2"
+    )
+    began = time.monotonic()
+    page.keyboard.press("Escape")
+    page.wait_for_selector(".side >> nth=1 >> text=stopped")
+    print(f"stopped after {time.monotonic() - began:.2f} s")
+    assert closed_by(engine, closed + 2)
+    settled(page)
+    assert serious(page) == []
+    shoot(page, "chat-two-en")
+
+
+def test_answers_settings_tokens_and_copies(board: Board, echo: Any, open_page: Any) -> None:
+    engine, url = echo
+    page = connected(open_page, board, url)
+    page.locator("#chat-settings button").first.click()
+    page.locator("#chat-seed input").fill("7")
+    ask(page, EVIL)
+    page.wait_for_selector(".side small:has-text('tokens in')")
+    assert engine.asked[-1].sampling.seed == 7
+    assert page.locator(".side .bubble.assistant p").inner_text() == EVIL
+    no_evil(page)
+    page.locator("#chat-retry").click()
+    page.wait_for_function("document.querySelectorAll('.side .bubble').length === 2")
+    page.wait_for_selector(".side small:has-text('tokens in')")
+    page.locator("#chat-edit").click()
+    page.wait_for_function(f"document.querySelector('#chat-prompt textarea').value === {json.dumps(EVIL)}")
+    ask(page, "ab")
+    page.wait_for_selector(".side small:has-text('2 tokens in')")
+    page.locator("#chat-raw button").first.click()
+    page.locator("#chat-raw-show").click()
+    page.wait_for_selector("#chat-raw-text .token")
+    assert page.locator(".token").all_inner_texts() == ["a", "b"]
+    page.locator("#chat-copy button").first.click()
+    page.wait_for_selector("#chat-copy >> text=OpenAI(base_url")
+    settled(page)
+    assert serious(page) == []
+    shoot(page, "chat-settings-en")
+
+
+def test_a_blind_vote_is_kept_and_only_then_are_names_shown(board: Board, echo: Any, open_page: Any) -> None:
+    page = connected(open_page, board, echo[1], 2)
+    page.locator("#chat-blind input").check()
+    ask(page, "which is better?")
+    page.wait_for_selector("#chat-vote-a")
+    names = page.locator(".side h2").all_inner_texts()
+    assert [name.lower() for name in names] == ["answer a", "answer b"]
+    page.locator("#chat-vote-tie").click()
+    page.wait_for_selector("#chat-trouble >> text=work/chat_votes.jsonl")
+    assert any("echo" in name for name in page.locator(".side h2").all_inner_texts())
+    line = json.loads((board.folder / "work/chat_votes.jsonl").read_text().splitlines()[-1])
+    assert (line["vote"], line["blind"]) == ("tie", True)
+    assert sorted(answer["model"] for answer in line["answers"]) == ["echo", "org/tuned"]
+
+
+def test_a_refusal_a_bad_schema_and_no_model_are_told_at_the_page(board: Board, echo: Any, open_page: Any) -> None:
+    page = open_page(f"{board.url}/chat", language="zh", theme="dark", width=390)
+    settled(page)
+    ask(page, "你好")
+    page.wait_for_selector("#chat-trouble .trouble")
+    shoot(page, "chat-none-zh-dark-390")
+    assert serious(page) == []
+    page = connected(open_page, board, echo[1])
+    ask(page, "huge")
+    page.wait_for_selector(".side .bad >> text=900")
