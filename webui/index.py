@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import sqlite3
@@ -65,6 +66,12 @@ class RunRow:
             return None
         silent = time.time() - self.heartbeat
         return silent if silent > STALE_AFTER_S else None
+
+
+@functools.cache
+def index_of(board: Board) -> Index:
+    """The index that all pages of a board share."""
+    return Index(board)
 
 
 class Index:

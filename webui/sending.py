@@ -67,5 +67,7 @@ class Sending:
 
 
 def _is_page(path: str, message: Any) -> bool:
+    if path.startswith("/gradio_api/"):
+        return False  # files of the project, as they are
     kind = next((v for n, v in message["headers"] if n.lower() == b"content-type"), b"")
     return kind.startswith(b"text/html") or path.endswith("/config")

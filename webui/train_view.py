@@ -17,8 +17,8 @@ element.addEventListener('click', (event) => {
 """
 
 
-def show_check(words: Words, found: Found, guess: Guess, device: Device | None) -> Safe:
-    """The whole report."""
+def show_check(words: Words, found: Found, guess: Guess, device: Device | None, preview: Safe | None) -> Safe:
+    """The whole report; `preview` is the first row as the model will see it."""
     if found.problems:
         items = [_problem(words, number, wrong) for number, wrong in enumerate(found.problems)]
         top = tag("p", words("train.problems", n=len(found.problems)), class_="bad verdict", role="alert")
@@ -42,6 +42,7 @@ def show_check(words: Words, found: Found, guess: Guess, device: Device | None) 
         tag("ul", *(tag("li", remark) for remark in found.remarks), class_="remarks", lang="en")
         if found.remarks
         else None,
+        tag("details", tag("summary", words("train.first_row")), preview) if preview else None,
         tag(
             "details",
             tag("summary", words("train.told")),

@@ -11,7 +11,7 @@ from llmforge.webui.amounts import ago, duration, number
 from llmforge.webui.board import Board
 from llmforge.webui.choices import dataset_names
 from llmforge.webui.doctor import Finding, examine, worst
-from llmforge.webui.index import Index, RunRow
+from llmforge.webui.index import RunRow, index_of
 from llmforge.webui.markup import Safe, join, tag
 from llmforge.webui.poll import on_tick
 from llmforge.webui.problem import show_trouble, trouble_of
@@ -26,7 +26,7 @@ NEWEST = 5  # runs shown when nothing runs
 
 def build(board: Board) -> None:
     """What stands on the page."""
-    index = Index(board)
+    index = index_of(board)
     begin = gr.HTML(elem_id="home-begin")
     with gr.Row(visible=False, elem_id="home-sample") as row:
         sample = gr.Button(mark("home.sample"), elem_id="home-sample-button")

@@ -11,7 +11,7 @@ from llmforge.webui import launch, run_detail, runs_table
 from llmforge.webui.board import Board
 from llmforge.webui.curve_chart import Line, curves_chart
 from llmforge.webui.curves import smooth, thin
-from llmforge.webui.index import Index, RunRow
+from llmforge.webui.index import Index, index_of
 from llmforge.webui.markup import tag
 from llmforge.webui.poll import on_tick
 from llmforge.webui.problem import show_trouble, trouble_of
@@ -28,7 +28,7 @@ OF_CHART = ("opened", "ticked", "search", "series", "smoothing", "log_search", "
 
 def build(board: Board) -> None:
     """What stands on the page."""
-    index = Index(board)
+    index = index_of(board)
     view = _View(board, index)
     opened, ticked = gr.State(""), gr.State([])
     timer = gr.Timer(EVERY_S)
@@ -196,6 +196,3 @@ class _View:
             return show_trouble(words, trouble_of(words, words(f"runs.failed.{act}"), error)), False
         self.index.runs(0)
         return tag("p", words(f"runs.told.{act}"), class_="note", role="status"), False
-
-
-__all__ = ["RunRow", "build"]

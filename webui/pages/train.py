@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from llmforge.config.keys import Key, keys, keys_of
+from llmforge.data.example import RowReport
+from llmforge.data.inspect import natural_stage
+from llmforge.data.read import iter_examples
+from llmforge.data.registry import resolve_dataset
+from llmforge.errors import RecipeError
 from llmforge.model.sources import local_folder
 from llmforge.runs import RunDir
 from llmforge.webui import choices, form, launch
 from llmforge.webui.board import Board
 from llmforge.webui.checking import Found, check_text
+from llmforge.webui.data_view import Reader, show_examples
 from llmforge.webui.devices import Device, devices
-from llmforge.webui.estimate import guess
+from llmforge.webui.estimate import Guess, guess
 from llmforge.webui.fetching import Fetching
-from llmforge.webui.index import Index, recipe_of
+from llmforge.webui.index import index_of, recipe_of
 from llmforge.webui.markup import Safe, tag
 from llmforge.webui.problem import show_trouble, trouble_of
 from llmforge.webui.train_view import FIX, show_check, show_facts
@@ -43,7 +51,7 @@ class _Page:
     """The wizard: `given` is the recipe as a mapping, every field and the YAML text are views of it."""
 
     def __init__(self, board: Board):
-        self.board, self.index, self.fetching = board, Index(board), Fetching(board)
+        self.board, self.index, self.fetching = board, index_of(board), Fetching(board)
         self.fields: dict[str, Any] = {}
 
     def build(self) -> None:
@@ -192,7 +200,7 @@ class _Page:
         value = given.get(key.name, key.default)
         about: dict[str, Any] = {
             "label": key.name, "info": wrong or key.rule.help, "elem_id": f"advanced-{key.name}", "min_width": 240,
-            "elem_classes": ["wrong"] if wrong else [],
+            "elem_classes": ["wrong"] if wrong else [], "interactive": True,
         }  # fmt: skip
         if form.is_switch(key):
             field = gr.Checkbox(bool(value), **about)
@@ -266,7 +274,8 @@ class _Page:
         if data:
             given["dataset"] = [data]
         if cloned := str(request.query_params.get("clone", "")):
-            given = form.without_defaults(recipe_of(RunDir(self.board.path(cloned, must_exist=True))))
+            with contextlib.suppress(RecipeError):  # a run that is gone: the form is as new
+                given = self._cloned(RunDir(self.board.path(cloned, must_exist=True)))
         told = self._tell_model(str(given.get("model_name_or_path") or ""), request)
         known = {
             "model_name_or_path": gr.Dropdown(
@@ -280,6 +289,15 @@ class _Page:
         )
         data_told = self._tell_data(_list(given.get("dataset")), request)
         return [given, form.to_yaml(given), self._command(given), *fields, "", boxes, *told, data_told]
+
+    def _cloned(self, run: RunDir) -> form.Given:
+        """A run's recipe as it was written, else what differs from the defaults of the resolved one."""
+        written = run.path / launch.GIVEN
+        if written.is_file():
+            given, wrong = form.from_yaml(written.read_text(encoding="utf-8", errors="replace"))
+            if not wrong:
+                return form.ordered({key: value for key, value in given.items() if key not in form.HIDDEN})
+        return form.without_defaults(recipe_of(run))
 
     def _shown(self, name: str, given: form.Given) -> Any:
         value = given.get(name, keys()[name].default)
@@ -347,14 +365,18 @@ class _Page:
         shape = choices.shape_of(folder)
         if shape is None or not shape.params:
             return ["", hidden]
-        millions = round(shape.params / 1e6, 1 if shape.params < 1e8 else None)
+        millions = f"{shape.params / 1e6:.3g}"
         return [tag("p", words("train.model_is", millions=millions, layers=shape.layers), class_="calm"), hidden]
 
     def _tell_data(self, names: list[str], request: gr.Request) -> Safe:
         return show_facts(words_of(request), names, {name: choices.count_rows(self.board, name) for name in names})
 
     def _fetch(self, name: str, request: gr.Request) -> list[Any]:
-        self.fetching.start(name)
+        try:
+            self.fetching.start(name)
+        except RecipeError as error:
+            words = words_of(request)
+            return [show_trouble(words, trouble_of(words, words("train.fetch_failed"), error)), gr.skip(), gr.skip()]
         return [self.fetching.show(words_of(request), name), gr.Button(visible=False), gr.Timer(active=True)]
 
     def _fetched(self, name: str, request: gr.Request) -> list[Any]:
@@ -385,7 +407,8 @@ class _Page:
         views = [gr.skip()] * 3
         try:
             found = check_text(self.board, given)
-            report = show_check(words, found, self._guess(found, given), self._device(chosen))
+            preview = self._first_row(words, found, given)
+            report = show_check(words, found, self._guess(found, given), self._device(chosen), preview)
         except Exception as error:
             failed = show_trouble(words, trouble_of(words, words("train.check_failed"), error))
             yield [*views, gr.skip(), failed, [], {}, "", off, off, *same]
@@ -396,9 +419,22 @@ class _Page:
         marks = [_marked(words, name, errors.get(name)) for name in form.FIELDS]
         yield [*views, gr.skip(), report, fixes, errors, found.text if found.runs else "", button, button, *marks]
 
-    def _guess(self, found: Found, given: form.Given) -> Any:
-        if found.recipe is None:
+    def _first_row(self, words: Words, found: Found, given: form.Given) -> Safe | None:
+        """The first row with what is learned of it marked; None where model or row are not here."""
+        if found.recipe is None or not found.runs:
             return None
+        try:
+            entry = resolve_dataset(_list(given["dataset"])[0], str(self.board.data))
+            report = RowReport(entry.name)
+            rows = list(islice(iter_examples(entry, report, stage=natural_stage(entry)), 1))
+            reader = Reader.of(str(given["model_name_or_path"]), found.recipe.data.cutoff_len)
+            return show_examples(words, rows, RowReport(entry.name), reader)
+        except RecipeError:
+            return None
+
+    def _guess(self, found: Found, given: form.Given) -> Guess:
+        if found.recipe is None:
+            return Guess()
         counts = [choices.count_rows(self.board, str(name)) for name in _list(given.get("dataset"))]
         rows = sum(count or 0 for count in counts) if counts and all(c is not None for c in counts) else None
         folder = local_folder(found.recipe.model)

@@ -1,0 +1,357 @@
+"""Fine-tune, Runs and Home in a real browser: a first run, what outlives pages and boards, bad values, many points."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import conftest as web  # tests/webui/conftest.py
+from llmforge.process import process_start
+from llmforge.runs import RunDir
+from llmforge.webui import launch
+from llmforge.webui.board import Board
+
+pytestmark = pytest.mark.web
+PATIENCE_MS = 180_000 * web.SLOW
+LONG = {"max_steps": 200_000, "save_steps": 50, "save_total_limit": 2}  # ends by being ended
+FIELD = "#field-{} input, #field-{} textarea"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, tiny_model_dir) -> Path:
+    """A project with a tiny model and a tiny data set."""
+    root = tmp_path_factory.mktemp("project")
+    shutil.copytree(tiny_model_dir, root / "models/tiny")
+    (root / "data").mkdir()
+    rows = [{"instruction": f"Which floor is room {n}?", "input": "", "output": f"Floor {n % 7}."} for n in range(40)]
+    (root / "data/floors.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (root / "data/dataset_info.json").write_text(json.dumps({"floors": {"file_name": "floors.jsonl"}}))
+    return root
+
+
+@pytest.fixture(scope="module")
+def board(project, tmp_path_factory) -> Iterator[web.Board]:
+    before = os.environ.get("FORGE_HOME")
+    os.environ["FORGE_HOME"] = str(tmp_path_factory.mktemp("home"))  # a line of its own before the processor
+    running = web.start_board(project)
+    yield running
+    running.stop()
+    for state in (project / "runs").glob("*/run.json"):
+        run = RunDir(state.parent)
+        if run.read_state().live:
+            launch.kill_run(run)
+            ended(run)
+    if before is None:
+        del os.environ["FORGE_HOME"]
+    else:
+        os.environ["FORGE_HOME"] = before
+
+
+def ended(run: RunDir, *states: str) -> str:
+    """Wait until a run is in one of some states; any end, when none is named."""
+    until = time.monotonic() + PATIENCE_MS / 1000
+    while True:
+        now = run.read_state() if run.state_path.is_file() else None
+        if now and (now.state in states or (not states and not now.live)):
+            return now.state
+        assert time.monotonic() < until, f"{run.path.name} stays {now}"
+        time.sleep(0.1)
+
+
+def steps_of(run: RunDir) -> int:
+    return run.read_state().step
+
+
+def start_long(project: Path, name: str) -> RunDir:
+    """A run of the tiny model that goes on until it is ended, started as the page does."""
+    keys = {"model_name_or_path": "models/tiny", "dataset": "floors", "template": "chatml", "report_to": "none", **LONG}
+    recipe = "".join(f"{key}: {value}\n" for key, value in keys.items())
+    return launch.start_run(Board(project), name, recipe, ["cpu"])
+
+
+def trains(run: RunDir, beyond: int = 0) -> None:
+    """Wait until it has made steps."""
+    ended(run, "running", "stopping")
+    until = time.monotonic() + PATIENCE_MS / 1000
+    while steps_of(run) <= beyond:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def shows(page, state: str) -> None:
+    """Wait until the open run has a state on the page."""
+    page.wait_for_selector(f".run-head .badge.{state}", timeout=PATIENCE_MS)
+
+
+def choose(page, field: str, text: str) -> None:
+    """By mouse, from a list."""
+    page.click(f"#field-{field} input")
+    page.click(f"[role=option]:has-text('{text}')")
+
+
+def test_a_first_run_by_mouse_touches_few_fields_and_ends_in_a_chat(board, project, open_page):
+    page = open_page(f"{board.url}/train")
+    choose(page, "model_name_or_path", "models/tiny")  # 1
+    page.wait_for_selector("#train-model-told p")
+    page.click("#next-data")
+    page.wait_for_selector("#field-dataset input")
+    choose(page, "dataset", "floors")  # 2
+    page.wait_for_selector("#train-data-told li")
+    web.shoot(page, "train-data")
+    page.keyboard.press("Escape")
+    page.click("#next-method")
+    page.wait_for_selector("#train-preset input")
+    page.click("#train-preset label >> nth=0")  # 3
+    page.wait_for_selector("#field-max_samples", state="attached")
+    web.shoot(page, "train-method")
+    page.click("#next-check")
+    page.wait_for_selector(".check .good", timeout=PATIENCE_MS)
+    web.shoot(page, "train-check")
+    page.click("#next-run")
+    page.wait_for_function("document.querySelector('#field-name input, #field-name textarea').value")
+    web.shoot(page, "train-run")
+    page.click("#train-start")
+    page.wait_for_url("**/runs?run=runs/floors-lora", timeout=PATIENCE_MS)
+    shows(page, "finished")
+    web.shoot(page, "runs-finished")
+    assert page.query_selector("#runs-curves polyline")
+    run = RunDir(project / "runs/floors-lora")
+    assert (run.path / "adapter_model.safetensors").is_file()
+    link = page.get_attribute("#run-actions a:has-text('Chat')", "href")
+    assert link == "chat?run=runs/floors-lora"
+
+
+def test_a_first_run_by_keyboard_alone(board, project, open_page):
+    page = open_page(f"{board.url}/train")
+    page.focus("#field-model_name_or_path input")
+    page.keyboard.type("models/tiny")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#train-model-told p")
+    tab_to(page, "next-data")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#field-dataset input")
+    tab_to(page, "field-dataset")
+    page.keyboard.type("floors")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#train-data-told li")
+    tab_to(page, "next-method")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#train-preset input")
+    tab_to(page, "next-check")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".check .good", timeout=PATIENCE_MS)
+    tab_to(page, "next-run")
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelector('#field-name input, #field-name textarea').value")
+    tab_to(page, "train-start")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/runs?run=**", timeout=PATIENCE_MS)
+    run = RunDir(project / page.url.partition("run=")[2])
+    launch.kill_run(run)
+    ended(run)
+
+
+def tab_to(page, elem_id: str, most: int = 40) -> None:
+    """Press Tab until the focus is inside an element."""
+    for _ in range(most):
+        page.keyboard.press("Tab")
+        if page.evaluate("id => !!document.activeElement.closest('#' + id)", elem_id):
+            return
+    raise AssertionError(f"{most} times Tab do not lead to {elem_id}")
+
+
+def test_a_run_outlives_reload_closed_pages_and_a_killed_board(board, project, open_page):
+    run = start_long(project, "outlives")
+    page = open_page(f"{board.url}/runs?run=runs/outlives")
+    shows(page, "running")
+    page.reload()
+    shows(page, "running")
+    text = page.inner_text("body")
+    assert not re.search(r"\b(Dropdown|Textbox|__i18n__)\b", text)
+    page.context.close()
+    seen = steps_of(run)
+    trains(run, beyond=seen)
+    board.kill()
+    seen = steps_of(run)
+    trains(run, beyond=seen)
+    again = web.start_board(project, port=board.port)
+    board.process = again.process  # the other tests go on with it
+    page = open_page(f"{board.url}/runs?run=runs/outlives")
+    shows(page, "running")
+    page.click("[data-act=stop]")
+    page.wait_for_selector("#run-notice .note")
+    shows(page, "stopped")
+    assert run.checkpoints()
+    page.click("[data-act=resume]")
+    shows(page, "running")
+    os.kill(run.read_state().pid, signal.SIGKILL)  # what the system does when memory runs out
+    page.wait_for_selector(".run-head .badge.failed, .run-head .badge.lost", timeout=10_000 * web.SLOW)
+    assert page.query_selector(".run-head .trouble")
+    web.shoot(page, "runs-failed")
+    before = steps_of(run)
+    page.click("[data-act=resume]")
+    trains(run, beyond=max(before - 20, 0))
+    page.click("[data-act=kill]")
+    shows(page, "stopped")
+    assert process_start(run.read_state().pid) is None
+
+
+def test_a_second_run_waits_and_two_readers_have_their_own_language_and_selection(board, project, open_page):
+    first = start_long(project, "first")
+    ended(first, "running")
+    second = start_long(project, "second")
+    english = open_page(f"{board.url}/runs?run=runs/first")
+    chinese = open_page(f"{board.url}/runs?run=runs/second", language="zh")
+    shows(english, "running")
+    shows(chinese, "queued")
+    web.shoot(chinese, "runs-queued-zh")
+    assert "running" in english.inner_text(".run-head h2")
+    assert "排队中" in chinese.inner_text(".run-head h2")
+    chinese.click("[data-act=stop]")
+    shows(chinese, "stopped")
+    assert "runs/first" in english.inner_text(".run-head h2")
+    chinese.click("#language")
+    chinese.wait_for_selector("text=Fine-tune")
+    assert "Runs" in chinese.inner_text("h1")
+    launch.kill_run(first)
+    ended(first)
+    assert second.read_state().state == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("num_train_epochs", "0"), ("learning_rate", "abc"), ("per_device_train_batch_size", "1.5"), ("lora_rank", "-3")],
+)
+def test_a_bad_value_is_told_at_its_field_and_nothing_starts(board, open_page, field, value):
+    page = open_page(f"{board.url}/train?data=floors")
+    choose(page, "model_name_or_path", "models/tiny")
+    page.click("#next-data")
+    page.wait_for_selector("#field-dataset input")
+    page.click("#next-method")
+    page.wait_for_selector("#train-preset input")
+    page.fill(f"#field-{field} input, #field-{field} textarea", value)
+    page.wait_for_selector(f"#field-{field}:has-text('expected')")
+    page.click("#next-check")
+    page.wait_for_timeout(1500)
+    assert not page.is_visible("#train-report .good")
+    assert page.is_visible(f"#field-{field}:has-text('expected')")
+
+
+def test_a_problem_in_the_text_has_a_fix_that_leads_on(board, open_page):
+    page = open_page(f"{board.url}/train?data=floors")
+    choose(page, "model_name_or_path", "models/tiny")
+    page.wait_for_selector("#train-model-told p")
+    page.click("#train-recipe button")
+    page.click("#train-recipe .cm-content")
+    page.keyboard.press("Control+End")
+    page.keyboard.type("\nlora_rnk: 16")
+    page.wait_for_timeout(1500)
+    for button in ("#next-data", "#next-method", "#next-check"):
+        page.click(button)
+    page.wait_for_selector("[data-fix]", timeout=PATIENCE_MS)
+    web.shoot(page, "train-problems")
+    assert page.is_disabled("#next-run")
+    page.click("[data-fix]")
+    page.wait_for_selector(".check .good", timeout=PATIENCE_MS)
+    assert "lora_rank: 16" in page.inner_text("#train-recipe .cm-content")
+
+
+def fake_run(project: Path, name: str, points: int) -> RunDir:
+    run = RunDir(project / "runs" / name)
+    run.path.mkdir(parents=True)
+    with open(run.log_path, "w", encoding="utf-8") as log:
+        for step in range(points):
+            log.write(json.dumps({"current_steps": step, "loss": 2 + (step % 97) / 97, "lr": 1e-4}) + "\n")
+    run.write_state(state="finished", step=points, total_steps=points, start_time=time.time())
+    return run
+
+
+def test_a_hundred_thousand_points_and_two_hundred_megabytes_of_log_stay_light(board, project, open_page):
+    run = fake_run(project, "large", 100_000)
+    with open(run.path / "console.log", "w", encoding="utf-8") as log:
+        for _ in range(200):
+            log.write(("train 1/2 loss 1.0  900 tokens/s\n" * 31_000)[: 1 << 20])
+        log.write("\nthe last line\n")
+    page = open_page(f"{board.url}/runs?run=runs/large")
+    page.wait_for_selector("#runs-curves polyline", timeout=PATIENCE_MS)
+    points = page.get_attribute("#runs-curves polyline", "points").split()
+    assert len(points) <= 2000
+    page.wait_for_selector("pre.log:has-text('the last line')")
+    assert page.evaluate("performance.memory.usedJSHeapSize") < 150e6
+    shutil.rmtree(run.path)
+
+
+def test_twenty_runs_of_five_thousand_points_lie_over_each_other(board, project, open_page):
+    runs = [fake_run(project, f"many-{number:02}", 5000) for number in range(20)]
+    page = open_page(f"{board.url}/runs")
+    page.wait_for_selector("[data-tick]")
+    for run in runs:
+        page.check(f"[data-tick='runs/{run.path.name}']")
+        page.wait_for_selector(f"#runs-curves .legend:has-text('{run.path.name}')")
+    assert len(page.query_selector_all("#runs-curves polyline")) == 20
+    web.shoot(page, "runs-many")
+    for run in runs:
+        shutil.rmtree(run.path)
+
+
+def test_names_that_are_markup_are_shown_as_they_are(board, project, open_page):
+    run = fake_run(project, "<img src=x onerror=alert(1)>", 5)
+    (run.path / "console.log").write_text("<script>alert(2)</script> [x](javascript:alert(3))\n")
+    page = open_page(f"{board.url}/runs")
+    page.on("dialog", lambda dialog: pytest.fail("a script ran"))
+    page.click("[data-run*='onerror']")
+    page.wait_for_selector("pre.log")
+    page.wait_for_timeout(500)
+    assert not page.query_selector("#page img[src=x], #page pre script, #page a[href^=javascript]")
+    shutil.rmtree(run.path)
+
+
+def test_the_name_must_be_typed_to_delete(board, project, open_page):
+    run = fake_run(project, "unwanted", 5)
+    page = open_page(f"{board.url}/runs?run=runs/unwanted")
+    page.wait_for_selector(".run-head")
+    page.click("[data-act=delete]")
+    page.fill("#run-delete input, #run-delete textarea", "something")
+    page.click("#run-delete button >> nth=0")
+    page.wait_for_selector("#run-notice .trouble")
+    assert run.path.exists()
+    page.fill("#run-delete input, #run-delete textarea", "unwanted")
+    page.click("#run-delete button >> nth=0")
+    page.wait_for_selector("#run-notice .note:has-text('Deleted')")
+    assert not run.path.exists()
+
+
+def test_the_sample_project_comes_with_one_click(tmp_path, open_page):
+    running = web.start_board(tmp_path)
+    try:
+        page = open_page(running.url)
+        page.click("#home-sample-button")
+        page.click("#home-told a")
+        page.wait_for_url("**/train?data=report_classify_en_train")
+        assert (tmp_path / "data/report_classify_zh_test.jsonl").is_file()
+    finally:
+        running.stop()
+
+
+@pytest.mark.parametrize(("language", "theme", "width"), [("en", "light", 1440), ("zh", "dark", 390)])
+def test_runs_with_something_in_them_are_accessible_and_fit_a_phone(board, project, open_page, language, theme, width):
+    runs = [fake_run(project, f"shown-{number}", 300) for number in range(2)]
+    runs[1].write_state(state="failed", error="out of memory: 4.1 GB more were asked for", alarms=["the loss jumped"])
+    page = open_page(f"{board.url}/runs?run=runs/shown-1", language=language, theme=theme, width=width)
+    page.wait_for_selector(".run-head .trouble")
+    page.check("[data-tick='runs/shown-0']")
+    page.check("[data-tick='runs/shown-1']")
+    page.wait_for_selector("#runs-curves .legend li >> nth=1")
+    web.settled(page)
+    web.shoot(page, f"runs-full-{language}-{theme}-{width}")
+    assert web.serious(page) == []
+    assert web.sideways(page) <= 0
+    assert ("内存" in page.inner_text("#run-head")) == (language == "zh")
+    for run in runs:
+        shutil.rmtree(run.path)
