@@ -11,7 +11,7 @@ VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "src/llmforge/__init__.py"
 EXTRAS = {
     "deepspeed": ["deepspeed>=0.18"],
     "serve": ["aiohttp>=3.11", "fastapi>=0.115", "uvicorn>=0.30", "prometheus-client>=0.20", "llguidance>=1.0"],
-    "webui": ["gradio>=6.27"],
+    "webui": ["gradio>=6.27", "psutil>=5.9", "httpx>=0.27"],
     "data": [
         "openai>=2.0",
         "jsonschema>=4.20",
@@ -28,7 +28,8 @@ EXTRAS = {
     "bitsandbytes": ["bitsandbytes>=0.45"],
     "modelscope": ["modelscope>=1.20"],
 }
-EXTRAS["all"] = sorted({p for name in ("serve", "data", "eval", "gguf", "sentencepiece") for p in EXTRAS[name]})
+ALL = ("serve", "webui", "data", "eval", "gguf", "sentencepiece")
+EXTRAS["all"] = sorted({p for name in ALL for p in EXTRAS[name]})
 EXTRAS["dev"] = [
     *EXTRAS["all"],
     *EXTRAS["deepspeed"],
@@ -41,6 +42,8 @@ EXTRAS["dev"] = [
     "mypy>=1.11",
     "langchain-openai>=1.0",
     "schemathesis>=4.0",
+    "playwright>=1.50",
+    "axe-playwright-python>=0.1.4",
     "types-PyYAML",
 ]
 
