@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,9 @@ from llmforge.data.templates.find import get_template
 from llmforge.data.tokenizer import load_tokenizer
 from llmforge.infer.local.contrastive import ContrastiveSearch, pick
 from llmforge.infer.local.core import LocalCore
-from llmforge.infer.protocol import GenerateRequest, RequestError, Sampling, TokenIds
+from llmforge.infer.protocol import Capabilities, GenerateRequest, RequestError, Sampling, TokenIds
+from llmforge.serve.translate import to_sampling
+from llmforge.serve.wire_chat import ChatRequest
 
 SIZES = {
     "Llama": {
@@ -22,6 +26,7 @@ SIZES = {
     "GPT2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256},
 }  # fmt: skip
 PROMPT = [9, 30, 40, 50, 60, 9, 30]
+USER = [{"role": "user", "content": "x"}]
 
 
 def random_model(name):
@@ -132,3 +137,13 @@ def test_bias_and_logprobs_hold_in_a_search(core):
 def test_a_search_without_sense_is_refused_by_name(core, wrong):
     with pytest.raises(RequestError, match=r"penalty_alpha: got .*top_k from 1 to 64"):
         core.prepare(ask(**wrong))
+
+
+def test_without_a_penalty_the_servers_contrastive_decoder_is_greedy():
+    body = ChatRequest(model="m", messages=USER, decoder="contrastive", penalty_alpha=0, temperature=0.8, top_k=4)
+    capabilities = Capabilities(frozenset(field.name for field in dataclasses.fields(Sampling)))
+    sampling = to_sampling(body, Sampling(temperature=0.9), capabilities)
+    assert (sampling.temperature, sampling.penalty_alpha) == (0.0, 0.0)
+    body = ChatRequest(model="m", messages=USER, decoder="contrastive")
+    sampling = to_sampling(body, Sampling(), capabilities)
+    assert (sampling.penalty_alpha, sampling.top_k) == (0.6, 4)

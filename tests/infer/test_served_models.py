@@ -10,7 +10,9 @@ import transformers
 
 from llmforge.config.load import load_recipe
 from llmforge.errors import RecipeError
+from llmforge.infer.local import packed
 from llmforge.infer.local.served import ServedModels, short_name
+from llmforge.infer.protocol import GenerateRequest, Sampling, TokenIds
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +70,33 @@ def test_an_adapter_that_changes_the_base_is_served_alone(adapters, tiny_model_d
     models = served(f"model_name_or_path={tiny_model_dir}", "template=chatml")
     with pytest.raises(RecipeError, match="serve it alone"):
         models.attach("pissa", str(adapters / "pissa"))
+
+
+def test_adapters_fit_a_base_whose_weights_are_packed(adapters, tiny_model_dir, tmp_path, monkeypatch):
+    from peft import IA3Config, LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    kinds = {
+        "dora": LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False, use_dora=True),
+        "ia3": IA3Config(target_modules=["k_proj"], feedforward_modules=[], init_ia3_weights=False),
+    }
+    for name, config in kinds.items():
+        base = transformers.AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+        get_peft_model(base, config).save_pretrained(tmp_path / name)
+    given = {"lora": str(adapters / "a"), **{name: str(tmp_path / name) for name in kinds}}
+    replies = {}
+    for is_packed in (False, True):
+        monkeypatch.setattr(packed, "is_faster", lambda plain_s, packed_s, is_packed=is_packed: is_packed)
+        models = served(f"model_name_or_path={tiny_model_dir}", "template=chatml", f"adapters={json.dumps(given)}")
+        assert (models._packing is not None) == is_packed
+        sampling = Sampling(temperature=0, max_new_tokens=12, ignore_eos=True)
+        requests = [GenerateRequest(card.id, TokenIds((5, 6, 7, 8)), sampling) for card in models.cards]
+        replies[is_packed] = [group[0].token_ids for group in models.core.generate_all(requests)]
+    assert replies[True] == replies[False]
+    assert len(set(replies[True])) == 4
+    layer = models.core.model.get_submodule("model.layers.0.self_attn")
+    assert layer.k_proj.weight.numel()  # IA3 runs PEFT's own layer, which computes with it
+    assert not layer.q_proj.weight.numel()
 
 
 def test_an_adapter_that_is_not_there_is_refused_by_path(tiny_model_dir):

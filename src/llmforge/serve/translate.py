@@ -158,6 +158,8 @@ def decoder(body: Sampled, defaults: Sampling) -> dict[str, Any]:
     """What `decoder` says in terms of the other settings."""
     if body.penalty_alpha and body.decoder not in (None, "contrastive"):
         raise ApiError(400, f"decoder {body.decoder!r} contradicts penalty_alpha", param="decoder")
+    if body.decoder == "contrastive" and body.penalty_alpha == 0:
+        return {"temperature": 0.0}  # the search without its penalty
     if body.decoder == "contrastive":
         return {
             "penalty_alpha": PENALTY_ALPHA if body.penalty_alpha is None else body.penalty_alpha,

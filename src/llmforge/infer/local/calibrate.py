@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 import traceback
+from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
@@ -33,11 +34,20 @@ def splits(num_cores: int) -> list[int]:
 
 def calibrate(core: Any) -> int:
     """The number of workers that generates the most tokens per second; each one gets an equal part of the cores."""
+    return fastest(usable_cores(), lambda workers, threads: _speed(core, workers, threads))
+
+
+def fastest(num_cores: int, speed: Callable[[int, int], float]) -> int:
+    """The number of workers worth having.
+
+    Args:
+        speed: tokens per second of (workers, threads of each); 0 where they cannot run.
+    """
     best, best_speed = 1, 0.0
-    for count in splits(usable_cores()):
-        speed = _speed(core, count, usable_cores() // count)
-        if speed > best_speed * (WORTH if best_speed else 1):
-            best, best_speed = count, speed
+    for count in splits(num_cores):
+        found = speed(count, num_cores // count)
+        if found > best_speed * (WORTH if best_speed else 1):
+            best, best_speed = count, found
     return best
 
 

@@ -187,7 +187,6 @@ def main(handle: int) -> int:
         served = ServedModels.from_recipe(recipe)
         core = served.core
         if isinstance(core, LocalCore):
-            served.pack()
             core.set_cache(cache_bytes(recipe))
         loaded = Loaded(
             str(served.folder),

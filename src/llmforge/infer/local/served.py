@@ -89,6 +89,7 @@ class ServedModels:
             model, *text, served={}, max_rows=rows, skip_special=skip_special, adapters=AdapterBatch(model)
         )
         served = cls(core, (), recipe.model, loaded.folder, recipe.serve.embed_pooling)
+        served.pack()  # before adapters change the layers' forwards
         wanted = recipe.serve.served_model_name
         base = short_name(recipe.model.model_name_or_path or str(loaded.folder))
         own = recipe.model.adapter_name_or_path[-1] if given else None
@@ -99,6 +100,8 @@ class ServedModels:
         except NotShareable as error:
             if recipe.serve.adapters or own is None:
                 raise RecipeError(f"{error}; no other adapter fits beside it") from None
+            if served._packing is not None:
+                served._packing.undo()
             peft = attach_adapters(model, given[-1:]).eval()
             core = LocalCore(peft, *text, served={}, max_rows=rows, skip_special=skip_special)
             served = cls(core, (), recipe.model, loaded.folder, recipe.serve.embed_pooling)
@@ -161,9 +164,8 @@ class ServedModels:
         return inner, self._cards[name]
 
     def pack(self) -> None:
-        """Compute with packed weights from now on, where that is faster; they cannot be trained any more."""
-        if isinstance(self.core, LocalCore):
-            self._packing = pack(self.core.model)
+        """Compute with packed weights from now on, where that is faster; adapters come after it."""
+        self._packing = pack(self.core.model)
 
     def detach(self, name: str) -> str:
         """Serve an adapter no longer; returns its name inside the core.
