@@ -164,8 +164,9 @@ def test_scores_have_a_sigmoid_and_a_reason_where_there_is_none(http):
     first, second = body["data"]
     assert first["score"] == 2.0
     assert first["sigmoid"] == pytest.approx(1 / (1 + math.exp(-2)))
-    assert first["token_scores"] == [0.0, 2.0]
+    assert (first["token_scores"], first["length"]) == ([0.0, 2.0], 2)
     assert (second["score"], second["sigmoid"], second["reason"]) == (None, None, "too long")
+    assert "length" not in second
     assert body["usage"]["total_tokens"] == 10
     assert http.post("/v1/score", json={"model": "echo"}).status_code == 400
 

@@ -85,7 +85,7 @@ def written(vector: Sequence[float], encoding: str | None) -> list[float] | str:
 
 @router.post("/v1/score")
 async def score(request: Request, serving: ServingNow) -> dict[str, Any]:
-    """The reward of each conversation, also squeezed into 0 to 1; null with a reason for one that is too long."""
+    """The reward of each conversation, also squeezed into 0 to 1, and its tokens; null and why for one too long."""
     body = await read_body(request, ScoreRequest)
     card = serving.card(body.model, "score")
     if (body.messages is None) == (body.conversations is None):
@@ -105,6 +105,8 @@ async def score(request: Request, serving: ServingNow) -> dict[str, Any]:
         entry["sigmoid"] = None if value is None else sigmoid(value)
         if found.reasons and found.reasons[i]:
             entry["reason"] = found.reasons[i]
+        if found.token_scores and value is not None:
+            entry["length"] = len(found.token_scores[i])
         if body.token_scores:
             entry["token_scores"] = list(found.token_scores[i]) if found.token_scores else None
         data.append(entry)
