@@ -20,7 +20,7 @@ from llmforge.errors import RecipeError
 from llmforge.process import is_running, process_start
 from llmforge.runs import atomic_write
 from llmforge.webui.board import Board
-from llmforge.webui.noted import EXIT
+from llmforge.webui.noted import EXIT, HELD
 
 ABOUT, LOG = "job.json", "job.log"
 MOST_READ = 64_000  # bytes of a log's end that are read
@@ -83,7 +83,12 @@ def start_job(board: Board, name: str, words: Sequence[str]) -> Job:
         if (before := find_job(board, name)) and before.is_alive:
             raise RecipeError(f"{name} is running already; stop it first, or wait for it")
         (folder / EXIT).unlink(missing_ok=True)
-        process = spawn(board, [sys.executable, "-m", "llmforge.webui.noted", str(folder), *words], folder / LOG)
+        command = [sys.executable, "-m", "llmforge.webui.noted", str(folder), *words]
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)  # until it can note that it was told to end
+        try:
+            process = spawn(board, command, folder / LOG)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         about: dict[str, Any] = {
             "words": list(words),
             "pid": process.pid,

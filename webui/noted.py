@@ -18,6 +18,10 @@ from typing import Any
 from llmforge.runs import atomic_write
 
 EXIT = "exit.json"
+HELD = (signal.SIGTERM, signal.SIGINT)  # blocked when this process starts, until its handlers stand
+    signal.SIGTERM,
+    signal.SIGINT,
+)  # blocked when this process starts, so that none ends it before its handlers stand
 
 
 def main(words: list[str]) -> int:
@@ -32,8 +36,9 @@ def main(words: list[str]) -> int:
             with contextlib.suppress(ProcessLookupError):
                 child.send_signal(number)
 
-    signal.signal(signal.SIGTERM, pass_on)
-    signal.signal(signal.SIGINT, pass_on)
+    for number in HELD:
+        signal.signal(number, pass_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
     child = subprocess.Popen([sys.executable, "-m", "llmforge.cli", *words[1:]], stdin=subprocess.DEVNULL)
     if told:
         child.send_signal(told[-1])

@@ -34,6 +34,7 @@ from llmforge.datagen.pointer import value_at
 from llmforge.datagen.recipe import load_dataset_recipe
 from llmforge.datagen.review import Item, Review
 from llmforge.datagen.row_files import texts_of
+from llmforge.datagen.work import Work
 from llmforge.errors import RecipeError, require
 from llmforge.metrics.json_text import MISSING, canonical_json
 
@@ -59,6 +60,7 @@ class Queue:
     """A review held in memory."""
 
     review: Review
+    source: Path  # the file of rows, or the folder of a recipe's accepted ones
     schema: Mapping[str, Any] | None = None
     items: dict[str, Item] = field(default_factory=dict)
     _patches: dict[str, list[Patch]] = field(default_factory=dict)
@@ -67,6 +69,15 @@ class Queue:
     _bags: dict[str, tuple[str, frozenset[str]]] = field(default_factory=dict)
     _invalid: dict[str, list[str]] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
+    _begun: int = 0
+
+    def __post_init__(self) -> None:
+        self._begun = self.source.stat().st_mtime_ns
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether there are other rows now than when it was opened."""
+        return not self.source.exists() or self.source.stat().st_mtime_ns != self._begun
 
     @classmethod
     def open(cls, words: str | Path) -> Queue:
@@ -76,13 +87,12 @@ class Queue:
             RecipeError: neither, or nothing to review.
         """
         path = Path(words)
-        if kind_of(path) and path.suffix.lower() not in (".json", ".yaml", ".yml"):
-            return cls(Review.open(DatasetRecipe(), [path]))
-        if path.suffix.lower() == ".json" and not _is_recipe(path):
-            return cls(Review.open(DatasetRecipe(), [path]))
+        is_rows = kind_of(path) and not (path.suffix.lower() == ".json" and _is_recipe(path))
+        if is_rows:
+            return cls(Review.open(DatasetRecipe(), [path]), path)
         recipe = load_dataset_recipe([str(path)], "review")
         schema = json.loads(Path(recipe.output_schema).read_text("utf-8")) if recipe.output_schema else None
-        return cls(Review.open(recipe), schema)
+        return cls(Review.open(recipe), Work(recipe.folder).ok, schema)
 
     @property
     def path(self) -> Path:

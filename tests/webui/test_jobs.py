@@ -44,7 +44,7 @@ def test_a_running_job_is_not_started_twice_and_stops_when_told(board: Board) ->
     with pytest.raises(RecipeError, match="running already"):
         start_job(board, "slow", ["runs", "list"])
     job.stop()
-    assert ended(board, "slow") in ("stopped", "done")  # done: it was up already, and ended in good order
+    assert ended(board, "slow") in ("stopped", "done")  # done: it was up already and ended in good order
 
 
 def test_a_job_that_was_killed_is_lost(board: Board) -> None:

@@ -164,8 +164,7 @@ def build(board: Board) -> None:
     recipe.change(loaded, recipe, outputs, **quiet)
     gr.on([new.click, fresh.submit], begun, fresh, outputs, **quiet)
     for key, field in fields.items():
-        on = field.input if key == "teacher.model" else field.blur
-        on(typed(key), [field, text], text, **quiet)
+        field.input(typed(key), [field, text], text, **quiet)
     text.input(retyped, text, [*fields.values(), view.recipe], **quiet)
     inputs = [path, prompt, schema, text]
     for name in ("check", "estimate", "preview", "resume"):

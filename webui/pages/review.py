@@ -86,11 +86,9 @@ class Queues:
         """
         path = self.board.path(source, must_exist=True)
         with self._lock:
-            stamp = f"{path} {path.stat().st_mtime_ns}"
-            if stamp not in self._open:
-                self._open = {key: queue for key, queue in self._open.items() if not key.startswith(f"{path} ")}
-                self._open[stamp] = Queue.open(path)
-        queue = self._open[stamp]
+            queue = self._open.get(str(path))
+            if queue is None or queue.is_outdated:
+                queue = self._open[str(path)] = Queue.open(path)
         queue.refresh()
         return queue
 
