@@ -65,6 +65,16 @@ def test_plain_weights_are_there_inside_plain_and_stay_where_they_are_kept(model
     }
 
 
+def test_plain_weights_come_back_although_somebody_wraps_a_layers_forward(model):
+    weight = model.model.layers[0].mlp.up_proj.weight.clone()
+    packing = pack(model)
+    own, layer = model.model.layers[0].mlp.up_proj.forward, model.model.layers[0].mlp.up_proj
+    layer.forward = lambda x: own(x)
+    with packing.plain():
+        assert torch.equal(layer.weight, weight)
+    assert not layer.weight.numel()
+
+
 def test_undo_gives_the_model_back(model):
     before = logits(model)
     packing = pack(model)

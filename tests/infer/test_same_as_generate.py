@@ -70,7 +70,8 @@ def replies(core, prompts, **sampling):
 
 
 def test_a_hundred_prompts_in_batches_of_32_and_one_by_one(core, expected):
-    assert {len(ids) for ids in PROMPTS} >= {1, 17, 150}
+    lengths = {len(ids) for ids in PROMPTS}
+    assert min(lengths) < 3 and max(lengths) > 150 and len(lengths) > 40
     assert replies(core, PROMPTS) == expected
     assert core.stats().found_tokens > 40 * len(INSTRUCTION) / 2
     core.invalidate()

@@ -61,8 +61,9 @@ class Packing:
         owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
         # Layers without a plain weight; an embedding still needs one that it shares.
         self._packed_only = {name for name, layer in self.layers.items() if owners[id(layer.weight)] == 1}
+        self._packed: dict[str, PackedLinear] = {}
         for name, layer in self.layers.items():
-            vars(layer)["forward"] = PackedLinear(layer)
+            self._packed[name] = vars(layer)["forward"] = PackedLinear(layer)
             if name in self._packed_only:
                 self._give_up(name)
         # What is left of a file's mapping is small; a copy of its own lets the mapping go.
@@ -96,7 +97,7 @@ class Packing:
     def _fill(self, name: str) -> None:
         layer = self.layers[name]
         if not layer.weight.numel():
-            layer.weight.data = layer.forward.weight.to_dense()  # type: ignore[attr-defined]
+            layer.weight.data = self._packed[name].weight.to_dense()
 
     def _give_up(self, name: str) -> None:
         weight = self.layers[name].weight
