@@ -1,7 +1,7 @@
 """litellm against the server. It caps packages of ours, so it runs in an environment of its own:
 
 python -m venv litellm && litellm/bin/pip install "litellm[mcp]"    # it imports mcp as soon as a request has tools
-LLMFORGE_LITELLM_PYTHON=$PWD/litellm/bin/python pytest -m peers tests/serve/test_api_litellm.py
+FORGE_LITELLM_PYTHON=$PWD/litellm/bin/python pytest -m peers tests/serve/test_api_litellm.py
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ print(json.dumps(found))
 
 
 def test_litellm_asks_streams_and_calls(server):
-    python = os.environ.get("LLMFORGE_LITELLM_PYTHON")
+    python = os.environ.get("FORGE_LITELLM_PYTHON")
     if not python:
-        pytest.skip("LLMFORGE_LITELLM_PYTHON names no environment with litellm")
+        pytest.skip("FORGE_LITELLM_PYTHON names no environment with litellm")
     script = [python, "-c", SCRIPT, f"{server.url}/v1", QUESTION]
     env = os.environ | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}  # else it asks the net for prices first
     done = subprocess.run(script, env=env, capture_output=True, text=True, timeout=300)

@@ -8,7 +8,8 @@ import httpx
 import pytest
 from live_server import QUESTION
 
-from llmforge.serve import body as body_module
+from llmforge.serve.body import AT_ONCE
+from llmforge.serve.wire_chat import ChatRequest
 
 JSON = {"Content-Type": "application/json"}
 
@@ -28,7 +29,7 @@ def threads(server, monkeypatch):
         monkeypatch.setattr(owner, name, watched)
 
     watch(server.engine.fleet.intake.tokenizer, "ids")
-    watch(body_module.BaseModel, "model_validate_json")
+    watch(ChatRequest, "model_validate_json")
     return found
 
 
@@ -42,7 +43,7 @@ def test_prompts_are_tokenised_beside_the_event_loop(server, threads):
 
 def test_a_large_body_is_read_beside_the_event_loop_and_a_small_one_on_it(server, threads):
     small = {"model": "tuned", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
-    large = {**small, "metadata": {"x": "y" * (2 * body_module.AT_ONCE)}}
+    large = {**small, "metadata": {"x": "y" * (2 * AT_ONCE)}}
     assert httpx.post(f"{server.url}/v1/chat/completions", json=small).status_code == 200
     assert threads.pop("model_validate_json") == {server.thread}
     assert httpx.post(f"{server.url}/v1/chat/completions", json=large).status_code == 400
