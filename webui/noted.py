@@ -19,9 +19,6 @@ from llmforge.runs import atomic_write
 
 EXIT = "exit.json"
 HELD = (signal.SIGTERM, signal.SIGINT)  # blocked when this process starts, until its handlers stand
-    signal.SIGTERM,
-    signal.SIGINT,
-)  # blocked when this process starts, so that none ends it before its handlers stand
 
 
 def main(words: list[str]) -> int:
