@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -80,21 +81,24 @@ def create_app(board: Board, password: str | None = None) -> Any:
     import fastapi
 
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    gr.mount_gradio_app(
-        app,
-        build(board).queue(default_concurrency_limit=8),
-        path="/",
-        footer_links=[],
-        run_history=False,
-        allowed_paths=[str(board.root)],
-        blocked_paths=[str(board.uploads)],
-        show_error=False,
-        max_file_size=MAX_BYTES,
-        ssr_mode=False,
-        i18n=gr.I18n(**{language: dict(texts(language)) for language in LANGUAGES}),
-        theme=theme(),
-        css=(HERE / "board.css").read_text(encoding="utf-8").replace("FONTS", FONTS),
-    )
+    with warnings.catch_warnings():
+        # gradio says that pages are not rendered on the server, which nobody asked for
+        warnings.filterwarnings("ignore", message="SSR mode")
+        gr.mount_gradio_app(
+            app,
+            build(board).queue(default_concurrency_limit=8),
+            path="/",
+            footer_links=[],
+            run_history=False,
+            allowed_paths=[str(board.root)],
+            blocked_paths=[str(board.uploads)],
+            show_error=False,
+            max_file_size=MAX_BYTES,
+            ssr_mode=False,
+            i18n=gr.I18n(**{language: dict(texts(language)) for language in LANGUAGES}),
+            theme=theme(),
+            css=(HERE / "board.css").read_text(encoding="utf-8").replace("FONTS", FONTS),
+        )
     return Guard(Sending(app, head()), password)
 
 

@@ -108,7 +108,7 @@ def test_a_first_run_by_mouse_touches_few_fields_and_ends_in_a_chat(board, proje
     page.click("#next-method")
     page.wait_for_selector("#train-preset input")
     page.click("#train-preset label >> nth=0")  # 3
-    page.wait_for_selector("#field-max_samples", state="attached")
+    page.wait_for_function("document.querySelector('#field-num_train_epochs :is(input, textarea)').value === '1'")
     web.shoot(page, "train-method")
     page.click("#next-check")
     page.wait_for_selector(".check .good", timeout=PATIENCE_MS)
@@ -292,7 +292,7 @@ def test_twenty_runs_of_five_thousand_points_lie_over_each_other(board, project,
     page = open_page(f"{board.url}/runs")
     page.wait_for_selector("[data-tick]")
     for run in runs:
-        page.check(f"[data-tick='runs/{run.path.name}']")
+        page.click(f"[data-tick='runs/{run.path.name}']")
         page.wait_for_selector(f"#runs-curves .legend:has-text('{run.path.name}')")
     assert len(page.query_selector_all("#runs-curves polyline")) == 20
     web.shoot(page, "runs-many")
@@ -345,8 +345,9 @@ def test_runs_with_something_in_them_are_accessible_and_fit_a_phone(board, proje
     runs[1].write_state(state="failed", error="out of memory: 4.1 GB more were asked for", alarms=["the loss jumped"])
     page = open_page(f"{board.url}/runs?run=runs/shown-1", language=language, theme=theme, width=width)
     page.wait_for_selector(".run-head .trouble")
-    page.check("[data-tick='runs/shown-0']")
-    page.check("[data-tick='runs/shown-1']")
+    page.click("[data-tick='runs/shown-0']")
+    page.wait_for_selector("#runs-curves .legend:has-text('shown-0')")
+    page.click("[data-tick='runs/shown-1']")
     page.wait_for_selector("#runs-curves .legend li >> nth=1")
     web.settled(page)
     web.shoot(page, f"runs-full-{language}-{theme}-{width}")

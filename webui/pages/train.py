@@ -232,8 +232,7 @@ class _Page:
         )  # fmt: skip
         for name in names:
             field = self.fields[name]
-            listen = field.input if isinstance(field, gr.Textbox) else field.change
-            listen(
+            field.input(
                 self._setter(name), [field, self.given], [*views, field], trigger_mode="always_last",
                 **QUIET,
             )  # fmt: skip
