@@ -55,13 +55,13 @@ def prompts(tokenizer):
 
 
 def load(folder):
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model.generation_config.eos_token_id = None  # every reply has its full length
+    return model
 
 
 def theirs(model, prompts):
-    settings = transformers.GenerationConfig(
-        do_sample=False, max_new_tokens=NEW_TOKENS, eos_token_id=None, pad_token_id=0
-    )
+    settings = transformers.GenerationConfig(do_sample=False, max_new_tokens=NEW_TOKENS, pad_token_id=0)
     with torch.no_grad():
         return [
             model.generate(input_ids=torch.tensor([ids]), generation_config=settings)[0, len(ids) :].tolist()
