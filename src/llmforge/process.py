@@ -53,13 +53,15 @@ def is_running(pid: int, start: str | None) -> bool:
 def large_imports() -> Iterator[None]:
     """Import torch and what stands on it in three quarters of the time.
 
-    The libraries make a million objects that all stay; Python's collector would look through them again and again.
+    The libraries make a million objects that all stay; Python's collector would look through them again and again,
+    now and whenever it runs later.
     """
     was_on = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
         if was_on:
             gc.enable()
 

@@ -37,18 +37,19 @@ class Taken:
 def take_lean_layers(model: nn.Module) -> Taken:
     """Give every layer that allows it its lean forward."""
     taken = Taken()
+    agrees = _Agreement()
     module: Any  # layers are known by their attributes
     for module in model.modules():
         if _is_lora(module):
             module.forward = partial(_linear_forward, module)
             taken.linears += 1
-        elif _is_gated_mlp(module) and _agrees(module, _mlp_forward, module.gate_proj.in_features):
+        elif _is_gated_mlp(module) and agrees(module, _mlp_forward, module.gate_proj.in_features):
             module.forward = partial(_mlp_forward, module)
             taken.mlps += 1
         elif _is_norm(module):
             for offset in (0.0, 1.0):  # Gemma multiplies by 1 + weight
                 lean = partial(_norm_forward, offset=offset)
-                if _agrees(module, lean, len(module.weight)):
+                if agrees(module, lean, len(module.weight), offset):
                     module.forward = partial(lean, module)
                     taken.norms += 1
                     break
@@ -68,12 +69,25 @@ def _is_norm(module: Any) -> bool:
     return type(module).__name__.endswith("RMSNorm") and isinstance(getattr(module, "weight", None), nn.Parameter)
 
 
+class _Agreement:
+    """Asks `_agrees` once for all layers of one formula: a model has dozens."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple, bool] = {}
+
+    def __call__(self, module: Any, lean: Callable[..., Tensor], width: int, *also: float) -> bool:
+        if not all(map(_is_whole, module.parameters())):
+            return False
+        key = (type(module), type(getattr(module, "act_fn", None)), width, *also)
+        if key not in self._known:
+            self._known[key] = _agrees(module, lean, width)
+        return self._known[key]
+
+
 @torch.no_grad()
 def _agrees(module: nn.Module, lean: Callable[..., Tensor], width: int) -> bool:
     """Whether the lean form gives what the layer gives, on numbers no special case hides behind."""
     weight = next(module.parameters())
-    if not _is_whole(weight):
-        return False
     x = torch.randn(4, width, generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
     expected, got = type(module).forward(module, x), lean(module, x)
     return bool((expected - got).abs().max() <= TOLERANCE * expected.abs().max()) and bool(expected.abs().max() > 0)

@@ -45,11 +45,11 @@ class LoadedModel:
     folder: Path
 
 
-def load_model(recipe: Recipe, *, for_training: bool) -> LoadedModel:
+def load_model(recipe: Recipe, *, for_training: bool, text: tuple[Tokenizer, Template] | None = None) -> LoadedModel:
     """Load the recipe's base, and what is trained or attached on top of it.
 
     For training, FINETUNING_TYPES decides which weights learn. Otherwise all adapters but the last are merged, the last
-    is attached unmerged, and the model is in eval mode.
+    is attached unmerged, and the model is in eval mode. `text` is what `load_text` gave, where it was read already.
 
     Raises:
         RecipeError: files missing or damaged, a library or card absent, an adapter of another base.
@@ -65,7 +65,7 @@ def load_model(recipe: Recipe, *, for_training: bool) -> LoadedModel:
     adapters = [
         check_adapter(adapter_folder(recipe.model, name, say), folder) for name in recipe.model.adapter_name_or_path
     ]
-    tokenizer, template = load_text(recipe, folder)
+    tokenizer, template = text or load_text(recipe, folder)
     model = load_base(recipe, folder, dtype, device)
     grown = grow_embeddings(model, len(tokenizer)) if recipe.model.resize_vocab else 0
     if not for_training:

@@ -18,7 +18,7 @@ from torch import Tensor
 from llmforge.model.arena import Arena
 from llmforge.model.head_loss import CHUNK_BYTES
 
-PROBE_TOKENS = (32, 96)  # two lengths: the difference leaves out what does not grow with tokens
+PROBE_TOKENS = (16, 48)  # two lengths: the difference leaves out what does not grow with tokens
 MOMENTARY = 0.15  # results and gradients that live for a moment, and holes between them, to what is kept (measured)
 HEAD_CHUNKS = 4  # logits, their log-softmax, its gradient and one temporary
 MIN_TOKENS, MAX_TOKENS = 256, 4096  # above, a pass gains next to nothing (measured on 2 CPU cores); below, it crawls

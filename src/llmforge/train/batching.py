@@ -16,6 +16,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from llmforge.config.schema import Recipe
 from llmforge.data.example import Encoded
 from llmforge.data.plan import lay_padded, lay_tree
+from llmforge.data.prefix_tree import MIN_SHARED
 from llmforge.errors import RecipeError
 from llmforge.model.adapters import decoder_layers
 from llmforge.model.arena import Arena
@@ -99,8 +100,8 @@ def _why_not(recipe: Recipe, inner: Any, model: Any) -> str | None:
 def _is_exact(model: Any, vocab_size: int) -> bool:
     """Whether three short rows with a common start have the losses they have when padded."""
     draw = np.random.default_rng(0)
-    start = draw.integers(0, vocab_size, 20).tolist()
-    rows = [Encoded(ids, ids) for ids in ([*start, *draw.integers(0, vocab_size, n).tolist()] for n in (3, 9, 5))]
+    start = draw.integers(0, vocab_size, MIN_SHARED).tolist()
+    rows = [Encoded(ids, ids) for ids in ([*start, *draw.integers(0, vocab_size, n).tolist()] for n in (2, 6, 4))]
     training = model.training
     model.eval()
     tree, padded = lay_tree(rows, range(3)), lay_padded(rows, range(3))

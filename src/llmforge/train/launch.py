@@ -15,6 +15,7 @@ from llmforge.config.schema import Recipe
 from llmforge.errors import ForgeError, RecipeError
 from llmforge.process import large_imports
 from llmforge.runs import RunDir
+from llmforge.train.ahead import ReadAhead
 from llmforge.train.stop import SIGNALS, StoppedByUser
 
 RANKS_WITHOUT_CARD = 8  # ranks that may share few cores, for a trial of a recipe meant for eight cards
@@ -66,11 +67,12 @@ def num_ranks(recipe: Recipe) -> int:
 
 def _here(recipe: Recipe) -> int:
     _tell_deepspeed(recipe, os.environ)
+    ahead = ReadAhead(recipe) if "RANK" not in os.environ else None  # among ranks, rank 0 reads first
     with large_imports():
         from llmforge.train.run import run
 
     try:
-        run(recipe)
+        run(recipe, ahead)
     except StoppedByUser as stopped:
         if stopped.saved is None and os.environ.get("RANK", "0") == "0":
             print("forge-cli: stopped before the first step; nothing was saved", file=sys.stderr)

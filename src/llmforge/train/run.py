@@ -22,15 +22,14 @@ from transformers.trainer_utils import IntervalStrategy
 from llmforge.config.load import dump_recipe
 from llmforge.config.names import STAGES
 from llmforge.config.schema import Recipe
-from llmforge.data.build import DataSets, build_data
+from llmforge.data.build import DataSets
 from llmforge.data.marked import show_labels
 from llmforge.errors import ForgeError, RecipeError
 from llmforge.model.arena import Arena
 from llmforge.model.eva import init_eva
 from llmforge.model.loading import LoadedModel, load_model
-from llmforge.model.sources import resolve_model
-from llmforge.model.text import load_text
 from llmforge.runs import RunDir, atomic_write, read_manifest
+from llmforge.train.ahead import ReadAhead, read_texts
 from llmforge.train.arguments import training_arguments
 from llmforge.train.batching import Batching, choose_batching
 from llmforge.train.callbacks import JsonlLog, Pace, ProgressLine, Watch
@@ -52,8 +51,8 @@ from llmforge.train.trackers import trackers
 from llmforge.train.trainer import ForgeTrainer
 
 
-def run(recipe: Recipe) -> Path:
-    """Train as the recipe says; return the run folder.
+def run(recipe: Recipe, ahead: ReadAhead | None = None) -> Path:
+    """Train as the recipe says; return the run folder. `ahead` reads the texts already.
 
     Raises:
         RecipeError, RunError: with what to change. run.json then says "failed".
@@ -68,7 +67,7 @@ def run(recipe: Recipe) -> Path:
     stop = _stop_signal(report)
     with stop.installed():
         if rank:
-            return _OneRun(recipe, folder, report, stop).train()
+            return _OneRun(recipe, folder, report, stop, ahead).train()
         folder.make()
         with folder.lock() as notice:
             if not recipe.train.resume_from_checkpoint:
@@ -78,7 +77,7 @@ def run(recipe: Recipe) -> Path:
                 report.say(notice)
             with _told(report):
                 atomic_write(folder.recipe_path, dump_recipe(recipe))
-                return _OneRun(recipe, folder, report, stop).train()
+                return _OneRun(recipe, folder, report, stop, ahead).train()
 
 
 def _quieten_libraries() -> None:
@@ -118,8 +117,8 @@ def _told(report: Report) -> Iterator[None]:
 class _OneRun:
     """The steps of a training in their order; what one finds, the next ones read from here."""
 
-    def __init__(self, recipe: Recipe, folder: RunDir, report: Report, stop: StopSignal):
-        self.recipe, self.folder, self.report, self.stop = recipe, folder, report, stop
+    def __init__(self, recipe: Recipe, folder: RunDir, report: Report, stop: StopSignal, ahead: ReadAhead | None):
+        self.recipe, self.folder, self.report, self.stop, self.ahead = recipe, folder, report, stop, ahead
         self.meter = Meter()
         self.longest_row = 0
 
@@ -142,10 +141,10 @@ class _OneRun:
         stage: Stage = STAGES.get(recipe.finetune.stage)(recipe)
 
         with args.main_process_first(desc="data"):  # the others read what rank 0 fetched and encoded
-            model_folder = resolve_model(recipe.model)
-            tokenizer, template = load_text(recipe, model_folder)
-            report.phase("tokenise", f"template {template.name}, {len(tokenizer):,} tokens in the vocabulary")
-            data = build_data(recipe, tokenizer, template)
+            report.phase("tokenise", "the rows of all data sets")
+            texts = self.ahead.take() if self.ahead else read_texts(recipe)
+        model_folder, tokenizer, template, data = texts.model_folder, texts.tokenizer, texts.template, texts.data
+        report.say(f"template: {template.name}, {len(tokenizer):,} tokens in the vocabulary")
         stage.check(data)
         before = read_manifest(self.folder.path) if checkpoint else None
         about = manifest(recipe, model_folder, tokenizer, template) | data_part(data.reports, data.hashes)
@@ -153,7 +152,7 @@ class _OneRun:
 
         report.phase("load", str(model_folder))
         set_seed(recipe.train.seed)  # new adapter weights are drawn while loading
-        loaded = load_model(recipe, for_training=True)
+        loaded = load_model(recipe, for_training=True, text=(tokenizer, template))
         stage.extend(loaded.model)
         fresh = recipe.finetune.create_new_adapter or not recipe.model.adapter_name_or_path
         if recipe.finetune.lora_init == "eva" and fresh and not checkpoint:

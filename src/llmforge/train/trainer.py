@@ -83,6 +83,12 @@ class ForgeTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)
 
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if self.accelerator.distributed_type == DistributedType.NO and not self.args.torch_compile:
+            # Nothing wraps the model; accelerate would import all of DeepSpeed to look.
+            self.accelerator.unwrap_model = lambda model, *args, **kwargs: model
+
     # Rows
 
     def get_train_dataloader(self) -> DataLoader:
