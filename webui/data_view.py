@@ -49,7 +49,8 @@ class Reader:
         data = recipe.data
         policy = LabelPolicy(data.train_on_prompt, data.mask_history)
         options = EncodeOptions("sft", policy, data.cutoff_len, data.truncation, False)
-        return cls(*load_text(recipe, folder), options)
+        tokenizer, template = load_text(recipe, folder)
+        return cls(tokenizer, template, options)
 
     def read(self, example: Example) -> tuple[list[list[Span]], list[int], list[str]]:
         """(spans, numbers of tokens, remarks) of the rows an example becomes; its better reply stands for a pair."""

@@ -84,11 +84,11 @@ def start_job(board: Board, name: str, words: Sequence[str]) -> Job:
             raise RecipeError(f"{name} is running already; stop it first, or wait for it")
         (folder / EXIT).unlink(missing_ok=True)
         command = [sys.executable, "-m", "llmforge.webui.noted", str(folder), *words]
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)  # until it can note that it was told to end
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)  # until it can note that it was told to end
         try:
             process = spawn(board, command, folder / LOG)
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         about: dict[str, Any] = {
             "words": list(words),
             "pid": process.pid,

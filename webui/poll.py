@@ -9,6 +9,13 @@ from typing import Any
 import gradio as gr
 
 
+def on_load(fill: Callable[..., Any], outputs: Sequence[Any]) -> None:
+    """When the page is opened, `fill(request)` gives the values of `outputs`."""
+    page = gr.context.Context.root_block
+    assert page is not None, "a page is built inside its gr.Blocks"
+    page.load(fill, None, list(outputs), show_progress="hidden", api_visibility="private")
+
+
 def on_tick(timer: gr.Timer, fill: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
     """At every tick, `fill(request, *inputs)` gives the values of `outputs`; what stayed the same is not sent.
 

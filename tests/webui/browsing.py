@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -143,9 +144,10 @@ def serious(page: Any) -> list[str]:
 
 
 def settled(page: Any) -> None:
-    """Wait until nothing is loading and all transitions are over."""
-    page.wait_for_load_state("networkidle")
-    page.wait_for_timeout(300)
+    """Wait until a page has loaded and is quiet; one that reads files every two seconds is never quiet for long."""
+    with contextlib.suppress(Exception):  # playwright's TimeoutError
+        page.wait_for_load_state("networkidle", timeout=3000 * SLOW)
+    page.wait_for_timeout(400)
 
 
 def shoot(page: Any, name: str) -> None:

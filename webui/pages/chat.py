@@ -19,7 +19,7 @@ from llmforge.webui.chat_client import Asked, Target
 from llmforge.webui.data_table import known_models
 from llmforge.webui.markup import Safe, tag
 from llmforge.webui.pages.data import PICK
-from llmforge.webui.poll import on_tick
+from llmforge.webui.poll import on_load, on_tick
 from llmforge.webui.problem import show_trouble, trouble_of
 from llmforge.webui.recipe_view import RecipeView
 from llmforge.webui.talk import MOST_COLUMNS, VOTES, Talk, show_talk
@@ -187,8 +187,7 @@ def build(board: Board) -> None:
     def voter(choice: str) -> Any:
         def voted(at: Talk, request: gr.Request) -> list[Any]:
             words = words_of(request)
-            settings = dict.fromkeys(())
-            at.vote(board, choice, settings)
+            at.vote(board, choice)
             told = tag("p", words("chat.voted", path=f"work/{VOTES}"), class_="good", role="status")
             return [at, told, show_talk(words, at), gr.Row(visible=False)]
 
@@ -208,7 +207,7 @@ def build(board: Board) -> None:
         return tag("div", tag("p", words("chat.raw_count", n=len(ids)), class_="calm"), tag("pre", *shown))
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    gr.context.Context.root_block.load(opened, None, [what, drawn["decoder"]], **quiet)
+    on_load(opened, [what, drawn["decoder"]])
     on_tick(timer, standing, [others, number, *chosen, reward], [status, *chosen, reward])
     start.click(started, [what, number], [trouble, status, number, *recipe.outputs], **quiet)
     status.select(picked_off, None, status, **quiet)

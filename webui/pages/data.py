@@ -21,6 +21,7 @@ from llmforge.webui.board import Board
 from llmforge.webui.data_source import KINDS, NEEDED, PARTS, SHOWN, Meaning, Source, add, look, preview
 from llmforge.webui.data_view import Reader, show_entries, show_examples, show_findings
 from llmforge.webui.markup import Safe, tag
+from llmforge.webui.poll import on_load
 from llmforge.webui.problem import show_trouble, trouble_of
 from llmforge.webui.recipe_view import RecipeView
 from llmforge.webui.uploads import take_upload
@@ -90,7 +91,7 @@ def _sets(board: Board) -> None:
     settings = [model, cutoff, start]
     shown = [view, *recipe.outputs]
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    gr.context.Context.root_block.load(opened, None, [table, model], **quiet)
+    on_load(opened, [table, model])
     table.select(picked, settings, [chosen, table, *shown], **quiet)
     show.click(pick, [chosen, *settings], [chosen, table, *shown], **quiet)
     check.click(checked, [chosen, model, cutoff], [table, *shown], **quiet)

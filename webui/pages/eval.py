@@ -19,7 +19,7 @@ from llmforge.webui.eval_view import CHANGES, show_pair, show_rows, show_scores,
 from llmforge.webui.jobs import find_job, start_job
 from llmforge.webui.markup import Safe, tag
 from llmforge.webui.pages.data import PICK
-from llmforge.webui.poll import on_tick
+from llmforge.webui.poll import on_load, on_tick
 from llmforge.webui.problem import show_trouble, trouble_of
 from llmforge.webui.recipe_view import RecipeView
 from llmforge.webui.uploads import clean_name
@@ -106,7 +106,7 @@ def build(board: Board) -> None:
         return [show_rows(words, at, metric or "", kind, chosen.row), show_pair(words, chosen)]
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    gr.context.Context.root_block.load(opened, None, [*files, kind, said], **quiet)
+    on_load(opened, [*files, kind, said])
     outputs = [found, said, result, scores, metric, rows, pair, as_table, as_lines, recipe.command]
     start.click(compared, files, outputs, **quiet)
     gr.on([metric.input, kind.input], listed, [found, metric, kind], rows, **quiet)
@@ -182,7 +182,7 @@ def _making(board: Board) -> None:
         return [_job_status(board, words_of(request))]
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    gr.context.Context.root_block.load(opened, None, [model, data], **quiet)
+    on_load(opened, [model, data])
     go.click(started, [model, data, most], wrong, **quiet)
     halt.click(stopped, None, None, **quiet)
     on_tick(timer, standing, [], [status])

@@ -31,7 +31,7 @@ from llmforge.webui.making import (
     with_field,
 )
 from llmforge.webui.markup import Safe, tag
-from llmforge.webui.poll import on_tick
+from llmforge.webui.poll import on_load, on_tick
 from llmforge.webui.problem import show_trouble, trouble_of
 from llmforge.webui.recipe_view import RecipeView
 from llmforge.webui.recipes_here import dataset_recipes
@@ -160,7 +160,7 @@ def build(board: Board) -> None:
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     outputs = [path, said, form, *everything, result, *view.outputs]
-    gr.context.Context.root_block.load(opened, None, [recipe, fields["teacher.model"]], **quiet)
+    on_load(opened, [recipe, fields["teacher.model"]])
     recipe.change(loaded, recipe, outputs, **quiet)
     gr.on([new.click, fresh.submit], begun, fresh, outputs, **quiet)
     for key, field in fields.items():

@@ -18,6 +18,7 @@ from llmforge.metrics.json_text import MISSING
 from llmforge.webui.board import Board
 from llmforge.webui.markup import Safe, tag
 from llmforge.webui.pages.data import PICK
+from llmforge.webui.poll import on_load
 from llmforge.webui.problem import show_trouble, trouble_of
 from llmforge.webui.recipe_view import RecipeView
 from llmforge.webui.recipes_here import reviewable
@@ -252,7 +253,7 @@ def build(board: Board) -> None:
     def told_keys(request: gr.Request) -> Safe:
         return tag("p", words_of(request)("review.keys_text"), role="status")
 
-    gr.context.Context.root_block.load(listed, None, [source, kept], **quiet)
+    on_load(listed, [source, kept])
     opening.click(opened, source, [*outputs, work, *recipe.outputs], **{**quiet, "queue": True})
     inputs = [place, author, seen]
     act = {**quiet, "js": SEEN, "trigger_mode": "multiple"}  # gradio drops clicks until an answer is done with
