@@ -50,18 +50,19 @@ class Talk:
         return self.blind and not self.voted
 
     def begin(self, chosen: Sequence[tuple[Target, str]], prompt: str, system: str, blind: bool) -> None:
-        """The next question to all; the talk starts anew when other models are asked, or the order is to be hidden."""
+        """The next question to all; the talk starts anew when other models are asked. Blind, who answers where changes
+        with every question."""
         targets = [target for target, _ in chosen]
         if sorted(map(repr, targets)) != sorted(repr(column.target) for column in self.columns) or blind != self.blind:
-            shown = list(chosen)
-            if blind:
-                random.SystemRandom().shuffle(shown)
-            self.columns = [Column(target, name) for target, name in shown]
-            self.blind = blind
-        self.voted = ""
+            self.columns = [Column(target, name) for target, name in chosen]
+        if blind:
+            random.SystemRandom().shuffle(self.columns)
+        self.blind, self.voted = blind, ""
         for column in self.columns:
             begins = [{"role": "system", "content": system}] if system else []
             said = [message for message in column.messages if message["role"] != "system"]
+            while said and said[-1]["role"] == "user":  # a question that got no answer
+                said.pop()
             column.messages = [*begins, *said, {"role": "user", "content": prompt}]
             column.reply = Reply()
 

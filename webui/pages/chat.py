@@ -152,7 +152,7 @@ def build(board: Board) -> None:
             at.begin(picks, text, system, blind and len(picks) == 2)
         except Exception as error:
             wrong = show_trouble(words, trouble_of(words, words("chat.failed_send"), error))
-            yield [at, wrong, *[gr.skip()] * 3, gr.Button(interactive=False), *[gr.skip()] * 2]
+            yield [at, wrong, gr.skip(), text, gr.skip(), gr.Button(interactive=False), *[gr.skip()] * 2]
             return
         target = at.columns[0].target
         body = drawn.body(target.model, at.columns[0].messages)

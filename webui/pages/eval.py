@@ -25,7 +25,7 @@ from llmforge.webui.recipe_view import RecipeView
 from llmforge.webui.uploads import clean_name
 from llmforge.webui.words import Words, mark, words_of
 
-PREDICTIONS = "generated_predictions.jsonl"
+PREDICTIONS, RECIPE = "generated_predictions.jsonl", "predict_recipe.yaml"
 FOLDERS = ("runs", "work", "saves")
 JOB = "predict"
 
@@ -73,7 +73,7 @@ def build(board: Board) -> None:
 
     def compared(one: str | None, two: str | None, request: gr.Request) -> Iterator[list[Any]]:
         words = words_of(request)
-        yield [gr.skip(), tag("p", words("eval.comparing"), role="status"), *[gr.skip()] * 8]
+        yield [gr.skip(), tag("p", words("eval.comparing"), role="status"), *[gr.skip()] * 9]
         try:
             if not one or not two:
                 raise RecipeError(words("eval.choose_two"))
@@ -83,15 +83,15 @@ def build(board: Board) -> None:
             exports = _export(board, joined, one, two)
         except Exception as error:
             wrong = show_trouble(words, trouble_of(words, words("eval.failed"), error))
-            yield [None, wrong, gr.Column(visible=False), *[gr.skip()] * 7]
+            yield [None, wrong, gr.Column(visible=False), *[gr.skip()] * 8]
             return
         first = names[0] if names else ""
         drop = gr.Dropdown(choices=names, value=first or None)
         shown = tag("div", show_scores(words, joined, one, two), show_tables(words, after))
         listed = show_rows(words, joined, first, "all", joined.pairs[0].row)
         one_row = show_pair(words, joined.pairs[0])
-        command = "\n".join(shlex.join(["forge-cli", "predict", name]) for name in (one, two))
-        yield [joined, "", gr.Column(visible=True), shown, drop, listed, one_row, *exports, command]
+        texts = RecipeView.show(_text(after.parent / RECIPE), _commands(before, after))
+        yield [joined, "", gr.Column(visible=True), shown, drop, listed, one_row, *exports, *texts]
 
     def listed(at: Comparison | None, metric: str | None, kind: str, request: gr.Request) -> Any:
         return show_rows(words_of(request), at, metric or "", kind, -1) if at else gr.skip()
@@ -107,10 +107,20 @@ def build(board: Board) -> None:
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     on_load(opened, [*files, kind, said])
-    outputs = [found, said, result, scores, metric, rows, pair, as_table, as_lines, recipe.command]
+    outputs = [found, said, result, scores, metric, rows, pair, as_table, as_lines, *recipe.outputs]
     start.click(compared, files, outputs, **quiet)
     gr.on([metric.input, kind.input], listed, [found, metric, kind], rows, **quiet)
     rows.select(picked, [found, metric, kind], [rows, pair], **quiet)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def _commands(*files: Path) -> str:
+    """What made the files, where their folders say it."""
+    recipes = [path.parent / RECIPE for path in files]
+    return "\n".join(shlex.join(["forge-cli", "predict", str(path)]) for path in recipes if path.is_file())
 
 
 def predictions(board: Board) -> list[str]:

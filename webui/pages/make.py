@@ -92,6 +92,8 @@ def build(board: Board) -> None:
         return [draft.path, "", gr.Column(visible=True), *values, "", *RecipeView.show(draft.text, command)]
 
     def loaded(name: str | None, request: gr.Request) -> list[Any]:
+        if not name:
+            return [gr.skip()] * (len(everything) + 6)
         return shown(request, lambda: open_draft(board, name or ""))
 
     def begun(name: str, request: gr.Request) -> list[Any]:
