@@ -72,6 +72,7 @@ def test_a_place_is_free_in_200_ms_after_its_client_left(live):
 
     async def story():
         draw, seconds = random.Random(1), []
+        await closed_loop(live, 32, 8)
         async with session() as http:
             for _ in range(40):
                 asking = asyncio.create_task(live.ask(http, max_tokens=400, stream=draw.random() < 0.5))

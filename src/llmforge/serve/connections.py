@@ -20,7 +20,8 @@ from llmforge.serve.errors import ApiError
 log = logging.getLogger(__name__)
 HEAD_TIMEOUT_S = 20.0  # for the head of a request
 STALL_TIMEOUT_S = 20.0  # for a reader that takes nothing, while more than the buffer waits for it
-KEEP_ALIVE_S = 5  # between two requests
+KEEP_ALIVE_S = 18  # between two requests; longer than clients keep theirs, so that none sends into a closed one
+LINGER_S = 1.0  # a refused client may go on sending, so that it reads the answer instead of a reset
 PROBE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # a peer that vanished is noticed in 30 s
 BUFFER_BYTES = 64 << 10
 
@@ -41,23 +42,30 @@ class CarefulProtocol(H11Protocol):
         self._deadline: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
         self._address = self.client[0] if self.client else ""
-        self.addresses[self._address] += 1
+        self._is_refused = self._is_counted = False
         transport.set_write_buffer_limits(high=BUFFER_BYTES)
         _watch_peer(transport.get_extra_info("socket"))
-        if self.max_connections and self.addresses[self._address] > self.max_connections:
+        if self.max_connections and self.addresses[self._address] >= self.max_connections:
             message = f"one address may have {self.max_connections} connections"
             self._say_and_close(ApiError(429, message, code="too_many_connections", headers={"Retry-After": "1"}))
             return
+        self._is_counted = True
+        self.addresses[self._address] += 1
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.addresses[self._address] -= 1
-        if not self.addresses[self._address]:
-            del self.addresses[self._address]
+        if self._is_counted:
+            self.addresses[self._address] -= 1
+            if not self.addresses[self._address]:
+                del self.addresses[self._address]
         for timer in (self._deadline, self._stall):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if not self._is_refused:
+            super().data_received(data)
 
     def handle_events(self) -> None:
         before = self.cycle
@@ -100,9 +108,14 @@ class CarefulProtocol(H11Protocol):
                 h11.EndOfMessage(),
             ):
                 self.transport.write(self.conn.send(event))
-        except h11.LocalProtocolError:
-            pass  # an answer was under way
-        self.transport.close()
+        except h11.LocalProtocolError:  # an answer was under way
+            self.transport.close()
+            return
+        self._is_refused = True
+        self.transport.write_eof()
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = self.loop.call_later(LINGER_S, self.transport.abort)
 
 
 def _watch_peer(connection: Any) -> None:
