@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+ZERO_2 = Path(__file__).parents[2] / "configs/deepspeed/z2.json"
 ASK = "Say the word {}, please, and do not add anything else to it."
 SHARED = {"num_train_epochs": 2, "val_size": 3, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "no"}
 
@@ -33,13 +35,17 @@ def rows(stage):
         ("dpo", {"precompute_ref_log_probs": True}),
         ("dpo", {"precompute_ref_log_probs": False}),
         ("kto", {}),
+        ("rm", {"deepspeed": ZERO_2}),
+        ("dpo", {"deepspeed": ZERO_2}),
+        ("kto", {"deepspeed": ZERO_2}),
     ],
 )
 def test_two_ranks_equal_one(stage, keys, words, train, log_of, tmp_path):
     data = tmp_path / "rows.json"
     data.write_text(json.dumps(rows(stage)), encoding="utf-8")
     shared = {"stage": stage, "dataset": data, **SHARED}
-    one = train("one", **shared, **keys, per_device_train_batch_size=4, gradient_accumulation_steps=1)
+    alone = {key: value for key, value in keys.items() if key != "deepspeed"}
+    one = train("one", **shared, **alone, per_device_train_batch_size=4, gradient_accumulation_steps=1)
     given = words("two", **shared, **keys, per_device_train_batch_size=2, gradient_accumulation_steps=1)
     command = [sys.executable, "-m", "llmforge.cli", "train", *given, "launch.nproc=2"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
