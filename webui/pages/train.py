@@ -202,17 +202,15 @@ class _Page:
             "label": key.name, "info": wrong or key.rule.help, "elem_id": f"advanced-{key.name}", "min_width": 240,
             "elem_classes": ["wrong"] if wrong else [], "interactive": True,
         }  # fmt: skip
+        field: Any
         if form.is_switch(key):
             field = gr.Checkbox(bool(value), **about)
-            listen = field.input
         elif key.choices is not None and not isinstance(key.default, list):
             field = gr.Dropdown([str(choice) for choice in key.choices], value=form.text_of(value) or None, **about)
-            listen = field.input
         else:
             expected = form.expectation(words, key)
             field = gr.Textbox(form.text_of(value), placeholder=expected, max_lines=1, **about)
-            listen = field.input
-        listen(
+        field.input(
             self._setter(key.name, key.rule.help),
             [field, self.given],
             [self.given, self.yaml, self.command, field],
@@ -246,6 +244,7 @@ class _Page:
         self.fields["dataset"].change(self._tell_data, [self.fields["dataset"]], self.data_told, **QUIET)
         self.fetch.click(self._fetch, model, [self.model_told, self.fetch, self.fetch_timer], **QUIET)
         self.fetch_timer.tick(self._fetched, model, [self.model_told, self.fetch, self.fetch_timer], **QUIET)
+        asked = [self.given, self.devices, self.yaml, *everything]
         results = [
             *views, self.steps, self.report, self.problems, self.errors, self.checked, self.next_run, self.start,
             *everything,
@@ -253,10 +252,10 @@ class _Page:
         for button, step, target in ((self.next_data, "model", 2), (self.next_method, "data", 3)):
             its = [self.fields[name] for name in form.STEPS[step]]
             button.click(self._goer(step, target), its, [self.steps, *its], **QUIET)
-        self.next_check.click(self._check_now, [self.given, self.devices, *everything], results, **QUIET)
-        self.again.click(self._check_now, [self.given, self.devices, *everything], results, **QUIET)
+        self.next_check.click(self._check_now, asked, results, **QUIET)
+        self.again.click(self._check_now, asked, results, **QUIET)
         self.report.select(self._fix, [self.problems, self.given], [*views, *everything], **QUIET).then(
-            self._check_now, [self.given, self.devices, *everything], results, **QUIET
+            self._check_now, asked, results, **QUIET
         )
         self.next_run.click(self._name_it, [self.given, self.name], [self.steps, self.name], **QUIET)
         self.start.click(
@@ -386,11 +385,18 @@ class _Page:
         return [failed or told, button, gr.Timer(active=False)]
 
     def _check_now(
-        self, before: form.Given, chosen: list[str], request: gr.Request, *values: Any
+        self, before: form.Given, chosen: list[str], text: str, request: gr.Request, *values: Any
     ) -> Iterator[list[Any]]:  # fmt: skip
         """Check what the fields hold now; a value that no key may have leads back to its field."""
         words = words_of(request)
-        given = before
+        written, wrong = form.from_yaml(text)
+        if wrong:
+            yield [*[gr.skip()] * 3, gr.skip(), gr.skip(), [], {}, "", *[gr.Button(interactive=False)] * 2,
+                   *[gr.skip()] * len(form.FIELDS)]  # fmt: skip
+            return
+        if written != before:  # typed into the text just now; the fields do not know it yet
+            values = tuple(self._everything(written))
+        given = written
         for name, value in zip(form.FIELDS, values, strict=True):
             given = form.with_value(given, name, value)
         views = [given, form.to_yaml(given), self._command(given)]
