@@ -33,7 +33,8 @@ class Schedule:
 
     Args:
         max_rows: rows that run together.
-        chunk: prompt tokens computed per step, so that a long prompt does not stop the replies of others.
+        chunk: tokens computed per step, of which prompts have what the replies leave, and at least half: so a long
+            prompt does not stop the replies of others, nor do they stop it.
         mixes: whether rows of several adapters may share a step.
     """
 
@@ -72,7 +73,7 @@ class Schedule:
                 self._make_room(row)
         decoding = [row for row in self.running if row.has_drawn and id(row) in chosen]
         parts = [self._part(row, row.num_pending) for row in decoding]
-        budget = self.chunk
+        budget = max(self.chunk - len(parts), self.chunk // 2)
         for row in [row for row in self.running if not row.has_drawn and id(row) in chosen]:
             if budget > 0:
                 self._find_more(row)
