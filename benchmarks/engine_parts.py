@@ -10,6 +10,7 @@ Everything runs in this process on one thread; CPU time is counted, so other wor
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import tempfile
 import time
@@ -25,6 +26,7 @@ from llmforge.data.tokenizer import load_tokenizer
 from llmforge.infer.local.adapter_updates import read_updates
 from llmforge.infer.local.core import LocalCore
 from llmforge.infer.local.lora_batch import AdapterBatch
+from llmforge.infer.local.packed import Packing, pack
 from llmforge.infer.protocol import Conversation, GenerateRequest, Sampling
 
 NEW_TOKENS = 20
@@ -52,7 +54,9 @@ def prompts(count: int) -> list[str]:
     return texts
 
 
-def add_random_adapters(model: torch.nn.Module, folder: Path, batch: AdapterBatch) -> list[float]:
+def add_random_adapters(
+    model: torch.nn.Module, folder: Path, batch: AdapterBatch, packing: Packing | None
+) -> list[float]:
     """Write and read the adapters; seconds that each took to be read and served."""
     seconds = []
     for number, name in enumerate(ADAPTERS):
@@ -62,7 +66,8 @@ def add_random_adapters(model: torch.nn.Module, folder: Path, batch: AdapterBatc
         wrapped = peft.get_peft_model(base, config)
         wrapped.save_pretrained(folder / name)
         started = time.perf_counter()
-        batch.add(name, read_updates(model, folder / name))
+        with contextlib.nullcontext() if packing is None else packing.plain():
+            batch.add(name, read_updates(model, folder / name))
         seconds.append(time.perf_counter() - started)
     return seconds
 
@@ -76,9 +81,10 @@ def main() -> None:
     torch.set_num_threads(1)
     tokenizer = load_tokenizer(given.model)
     model = transformers.AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32).eval()
+    packing = pack(model)  # as it is served
     batch = AdapterBatch(model)
     with tempfile.TemporaryDirectory() as folder:
-        seconds = add_random_adapters(model, Path(folder), batch)
+        seconds = add_random_adapters(model, Path(folder), batch, packing)
     print(f"an adapter is read and served within {max(seconds):.3f} s")
     names = {"base": "", **{name: name for name in ADAPTERS}}
     core = LocalCore(
