@@ -10,7 +10,6 @@ Everything runs in this process on one thread; CPU time is counted, so other wor
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import tempfile
 import time
@@ -66,8 +65,7 @@ def add_random_adapters(
         wrapped = peft.get_peft_model(base, config)
         wrapped.save_pretrained(folder / name)
         started = time.perf_counter()
-        with contextlib.nullcontext() if packing is None else packing.plain():
-            batch.add(name, read_updates(model, folder / name))
+        batch.add(name, read_updates(model, folder / name, packing))
         seconds.append(time.perf_counter() - started)
     return seconds
 

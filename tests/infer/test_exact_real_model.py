@@ -5,8 +5,6 @@ python -m pytest -m slow -s tests/infer/test_exact_real_model.py
 
 from __future__ import annotations
 
-import contextlib
-
 import peft
 import pytest
 import torch
@@ -89,8 +87,7 @@ def core(folder, tokenizer, tmp_path_factory):
         config = peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", init_lora_weights=False)
         adapter = tmp_path_factory.getbasetemp() / name
         peft.get_peft_model(load(folder), config).save_pretrained(adapter)
-        with contextlib.nullcontext() if packing is None else packing.plain():
-            batch.add(name, read_updates(model, adapter))
+        batch.add(name, read_updates(model, adapter, packing))
     names = {"": "", **{name: name for name in ADAPTERS}}
     return LocalCore(model, tokenizer, get_template("auto", tokenizer), served=names, adapters=batch, max_rows=32)
 

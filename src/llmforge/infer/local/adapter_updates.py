@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from llmforge.errors import RecipeError
 from llmforge.infer.local.live import base_of
 from llmforge.infer.local.lora_batch import AdapterBatch, Update
+from llmforge.infer.local.packed import Packing
 from llmforge.model.adapter_files import WEIGHTS, read_adapter_config
 
 KEY = re.compile(r"base_model\.model\.(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?$")
@@ -91,10 +92,13 @@ class NotShareable(RecipeError):
     """The adapter fits the base, but others cannot stand beside it; it can be served alone."""
 
 
-def read_updates(model: Any, folder: Path) -> dict[str, Update]:
+def read_updates(model: Any, folder: Path, packing: Packing | None = None) -> dict[str, Update]:
     """The adapter's update for each layer it changes, by the layer's name in the transformers model.
 
-    The model itself stays as it is, so this may run beside a forward pass.
+    What the model computes stays as it is, so this may run beside a forward pass.
+
+    Args:
+        packing: of the model's layers, whose plain weights some adapters need.
 
     Raises:
         NotShareable: a method that cannot share a pass with others.
@@ -103,7 +107,15 @@ def read_updates(model: Any, folder: Path) -> dict[str, Update]:
     settings = read_adapter_config(folder)
     check_shareable(settings, folder)
     base = base_of(model)
-    return _read_lora(base, folder, settings) or _read_own_layers(base, folder)
+    if updates := _read_lora(base, folder, settings, packing):
+        return updates
+    if packing is None:
+        return _read_own_layers(base, folder)
+    with packing.plain():
+        updates = _read_own_layers(base, folder)
+        for name in updates:  # PEFT's layer computes with the base's weight
+            packing.keep_plain(name)
+    return updates
 
 
 def check_shareable(settings: dict[str, Any], folder: Path) -> None:
@@ -126,7 +138,7 @@ def check_shareable(settings: dict[str, Any], folder: Path) -> None:
         )
 
 
-def _read_lora(base: Any, folder: Path, settings: dict[str, Any]) -> dict[str, Update]:
+def _read_lora(base: Any, folder: Path, settings: dict[str, Any], packing: Packing | None) -> dict[str, Update]:
     """Plain LoRA and DoRA, or nothing when the adapter is more than that."""
     file = folder / WEIGHTS
     if settings.get("peft_type") != "LORA" or settings.get("bias", "none") != "none" or not file.is_file():
@@ -150,7 +162,8 @@ def _read_lora(base: Any, folder: Path, settings: dict[str, Any]) -> dict[str, U
             return {}
         scale = _scale(settings, name, a.shape[0])
         if (magnitude := tensors.get("lora_magnitude_vector")) is not None:
-            updates[name] = Directed(a, b, scale, magnitude, layer.weight, layer.bias)
+            weight = layer.weight if packing is None else packing.weight_of(name, layer)
+            updates[name] = Directed(a, b, scale, magnitude, weight, layer.bias)
         else:
             updates[name] = LowRank(a, b, scale)
     return updates

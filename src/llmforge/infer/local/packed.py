@@ -82,6 +82,10 @@ class Packing:
             if parameter.numel():
                 parameter.data = parameter.data.clone()
 
+    def weight_of(self, name: str, layer: Any) -> Tensor:
+        """The plain weight of a layer of the model, packed or not: (out, in)."""
+        return self._packed[name].weight.to_dense() if name in self._packed_only else layer.weight
+
     @contextmanager
     def plain(self) -> Iterator[None]:
         """Inside, the layers have their plain weights too."""

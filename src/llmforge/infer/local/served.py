@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from llmforge.config.schema import ModelConfig, Recipe
 from llmforge.errors import RecipeError
-from llmforge.infer.local.adapter_updates import NotShareable, OwnLayer, read_updates
+from llmforge.infer.local.adapter_updates import NotShareable, read_updates
 from llmforge.infer.local.core import LocalCore
 from llmforge.infer.local.embed import Embedder, Reader, load_encoder, score, usual_pooling
 from llmforge.infer.local.encoder_files import is_encoder, own_pooling
 from llmforge.infer.local.live import PeftAdapters
-from llmforge.infer.local.lora_batch import AdapterBatch, Update
+from llmforge.infer.local.lora_batch import AdapterBatch
 from llmforge.infer.local.packed import Packing, pack
 from llmforge.infer.local.raw import longest_token, streamable_tools
 from llmforge.infer.local.reading_core import ReadingCore
@@ -157,7 +157,7 @@ class ServedModels:
             self.core.replace_model(self.core.model)
         if not isinstance(self.core.adapters, AdapterBatch):
             raise RecipeError(f"adapters: {self.cards[0].id} is served alone, so no other adapter fits beside it")
-        updates = self._read_updates(folder)
+        updates = read_updates(self.core.model, folder, self._packing)
         inner = next(self._inner_names)  # only now: workers that were told the same things count alike
         self.core.adapters.add(inner, updates)
         self._add(name, base or next((card.base for card in self.cards), name), inner, path, folder)
@@ -233,17 +233,6 @@ class ServedModels:
             raise UnknownModel(name, list(self._heads))
         ids = [row.ids for row in rows]
         return score(self._reader(), self._heads[name], ids, self.core.context_length, self._inner[name])
-
-    def _read_updates(self, folder: Path) -> Mapping[str, Update]:
-        """What an adapter adds to each layer."""
-        if self._packing is None:
-            return read_updates(self.core.model, folder)
-        with self._packing.plain():
-            updates = read_updates(self.core.model, folder)
-            for name, update in updates.items():
-                if isinstance(update, OwnLayer):  # it computes with the base's weight itself
-                    self._packing.keep_plain(name)
-        return updates
 
     def _reader(self) -> Reader:
         """The core's model, with its adapters."""
