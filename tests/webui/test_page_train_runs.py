@@ -20,7 +20,6 @@ from llmforge.webui.board import Board
 pytestmark = pytest.mark.web
 PATIENCE_MS = 180_000 * web.SLOW
 LONG = {"max_steps": 200_000, "save_steps": 50, "save_total_limit": 2}  # ends by being ended
-FIELD = "#field-{} input, #field-{} textarea"
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +92,13 @@ def choose(page, field: str, text: str) -> None:
     """By mouse, from a list."""
     page.click(f"#field-{field} input")
     page.click(f"[role=option]:has-text('{text}')")
+
+
+def typed(page, where: str, text: str) -> None:
+    """Type into a field in place of what is there; playwright's fill is no typing to gradio."""
+    page.click(f"{where} :is(input, textarea)")
+    page.keyboard.press("Control+A")
+    page.keyboard.type(text)
 
 
 def test_a_first_run_by_mouse_touches_few_fields_and_ends_in_a_chat(board, project, open_page):
@@ -235,7 +241,7 @@ def test_a_bad_value_is_told_at_its_field_and_nothing_starts(board, open_page, f
     page.wait_for_selector("#field-dataset input")
     page.click("#next-method")
     page.wait_for_selector("#train-preset input")
-    page.fill(f"#field-{field} input, #field-{field} textarea", value)
+    typed(page, f"#field-{field}", value)
     page.wait_for_selector(f"#field-{field}:has-text('expected')")
     page.click("#next-check")
     page.wait_for_timeout(1500)
@@ -317,11 +323,11 @@ def test_the_name_must_be_typed_to_delete(board, project, open_page):
     page = open_page(f"{board.url}/runs?run=runs/unwanted")
     page.wait_for_selector(".run-head")
     page.click("[data-act=delete]")
-    page.fill("#run-delete input, #run-delete textarea", "something")
+    typed(page, "#run-delete", "something")
     page.click("#run-delete button >> nth=0")
     page.wait_for_selector("#run-notice .trouble")
     assert run.path.exists()
-    page.fill("#run-delete input, #run-delete textarea", "unwanted")
+    typed(page, "#run-delete", "unwanted")
     page.click("#run-delete button >> nth=0")
     page.wait_for_selector("#run-notice .note:has-text('Deleted')")
     assert not run.path.exists()
