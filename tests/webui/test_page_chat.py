@@ -17,6 +17,10 @@ from echo_engine import EchoEngine
 from live_server import Server
 
 pytestmark = pytest.mark.web
+GROWING = """(n) => {
+  const answers = [...document.querySelectorAll(".side .assistant p:not(.bad)")];
+  return answers.filter((p) => p.textContent.length > 5).length === n;
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +61,8 @@ def test_two_answers_grow_at_once_and_stop_ends_both(board: Board, echo: Any, op
     engine, url = echo
     page = connected(open_page, board, url, 2)
     closed = engine.closed
-    ask(page, "drip " * 200)
-    page.wait_for_function(
-        "[...document.querySelectorAll('.side .bubble.assistant p')].filter(p => p.textContent.length > 5).length === 2"
-    )
+    ask(page, "drip " * 60)
+    page.wait_for_function(GROWING, arg=2)
     began = time.monotonic()
     page.keyboard.press("Escape")
     page.wait_for_selector(".side >> nth=1 >> text=stopped")

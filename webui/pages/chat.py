@@ -108,7 +108,7 @@ def build(board: Board) -> None:
         drops = [gr.update(choices=answering, value=value, visible=i < count) for i, value in enumerate(picked)]
         none = [(words("chat.none"), ""), *judging]
         judge = gr.update(choices=none, value=now[-1] or "", visible=bool(judging))
-        return [_status(board, words), *drops, judge]
+        return [_status(board, words, bool(others)), *drops, judge]
 
     def started(name: str | None, count: int, request: gr.Request) -> list[Any]:
         words = words_of(request)
@@ -341,8 +341,8 @@ def _target(value: str) -> Target:
     return Target(url, model, key)
 
 
-def _status(board: Board, words: Words) -> Safe:
-    """What is loaded or loading, and a warning while the device trains."""
+def _status(board: Board, words: Words, connected: bool = False) -> Safe:
+    """What is loaded or loading, and a warning while the device trains; `connected`: another server answers."""
     lines = [
         tag("p", words("chat.training", name=run.path.name), class_="warn", role="status")
         for run in servers.training(board)
@@ -361,6 +361,6 @@ def _status(board: Board, words: Words) -> Safe:
         else:
             seconds = round(time.time() - server.started_at)
             lines.append(tag("p", words("chat.loading", name=name, seconds=seconds), " ", unload, class_="calm"))
-    if not found:
+    if not found and not connected:
         lines.append(tag("p", words("chat.no_server"), class_="calm"))
     return tag("div", *lines)
