@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -17,7 +18,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from llmforge.errors import RecipeError
+from llmforge.config.load import load_recipe
+from llmforge.errors import ForgeError, RecipeError
+from llmforge.model.sources import local_folder
 from llmforge.process import is_running, process_start
 from llmforge.runs import LIVE_STATES, RunState, atomic_write, list_runs, read_manifest
 from llmforge.webui.board import Board
@@ -122,6 +125,17 @@ def startable(board: Board, models: Sequence[str]) -> list[str]:
     """What can be chatted with: runs that hold a result, the newest first, then models on this machine."""
     done = [run for run in list_runs(board.runs) if run.state not in LIVE_STATES and _has_result(run)]
     return [*(board.shown(run.path) for run in done), *models]
+
+
+def weight_bytes(board: Board, target: str) -> int:
+    """Bytes of the weights that loading a run or model reads; 0 where they are not here yet."""
+    is_run = _is_folder(board, target)
+    base = (read_manifest(board.path(target)) or {}).get("base_model") if is_run else target
+    folders = [board.path(target)] if is_run else []
+    with contextlib.suppress(ForgeError):
+        found = local_folder(load_recipe([f"model_name_or_path={base}"], "show").model) if base else None
+        folders += [found] if found else []
+    return sum(path.stat().st_size for folder in folders for path in folder.glob("*.safetensors"))
 
 
 def training(board: Board) -> list[RunState]:

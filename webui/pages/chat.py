@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import psutil
 
 from llmforge.errors import ForgeError, RecipeError
 from llmforge.webui import chat_client, servers
+from llmforge.webui.amounts import size
 from llmforge.webui.board import Board
 from llmforge.webui.chat_client import Asked, Target
 from llmforge.webui.data_table import known_models
@@ -121,6 +123,16 @@ def build(board: Board) -> None:
         command = shlex.join(["forge-cli", *server.words])
         return ["", _status(board, words), pair, *RecipeView.show(text, command)]
 
+    def weighed(name: str | None, request: gr.Request) -> Any:
+        words = words_of(request)
+        try:
+            needed = servers.weight_bytes(board, (name or "").strip()) if name else 0
+        except ForgeError:
+            return ""  # loading says what is wrong
+        free = psutil.virtual_memory().available
+        kind = "warn" if needed > free else "calm"
+        return tag("p", words("chat.needs", need=size(needed), free=size(free)), class_=kind) if needed else ""
+
     def picked_off(request: gr.Request, event: gr.EventData) -> Any:
         for server in servers.servers(board):
             if server.folder.name == str(event.value):
@@ -209,6 +221,7 @@ def build(board: Board) -> None:
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     on_load(opened, [what, drawn["decoder"]])
     on_tick(timer, standing, [others, number, *chosen, reward], [status, *chosen, reward])
+    what.change(weighed, what, trouble, **quiet)
     start.click(started, [what, number], [trouble, status, number, *recipe.outputs], **quiet)
     status.select(picked_off, None, status, **quiet)
     connect.click(connected, [url, key_env, others], [others, trouble], **quiet)
