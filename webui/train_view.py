@@ -6,6 +6,8 @@ from llmforge.webui.amounts import duration, size
 from llmforge.webui.checking import Found, Wrong
 from llmforge.webui.devices import Device
 from llmforge.webui.estimate import Guess
+from llmforge.webui.form import Given
+from llmforge.webui.form import wrong as form_wrong
 from llmforge.webui.markup import Safe, tag
 from llmforge.webui.words import Words
 
@@ -17,10 +19,12 @@ element.addEventListener('click', (event) => {
 """
 
 
-def show_check(words: Words, found: Found, guess: Guess, device: Device | None, preview: Safe | None) -> Safe:
+def show_check(
+    words: Words, found: Found, guess: Guess, device: Device | None, preview: Safe | None, given: Given
+) -> Safe:
     """The whole report; `preview` is the first row as the model will see it."""
     if found.problems:
-        items = [_problem(words, number, wrong) for number, wrong in enumerate(found.problems)]
+        items = [_problem(words, number, wrong, given) for number, wrong in enumerate(found.problems)]
         top = tag("p", words("train.problems", n=len(found.problems)), class_="bad verdict", role="alert")
         return tag("section", top, tag("ul", *items, class_="problems"), class_="check")
     facts = {
@@ -59,14 +63,17 @@ def _memory(words: Words, guess: Guess, device: Device | None) -> str:
     return told if device is None else words("train.of_free", amount=told, free=size(device.free))
 
 
-def _problem(words: Words, number: int, wrong: Wrong) -> Safe:
+def _problem(words: Words, number: int, wrong: Wrong, given: Given) -> Safe:
+    """A problem in the reader's language where the form knows it, else in the checker's words."""
+    told = form_wrong(words, wrong.key, given.get(wrong.key))
+    if wrong.fix == "rename":
+        told = words("train.no_such_key")
     button = None
     if wrong.fixed is not None:
         text = words(f"train.fix_{wrong.fix}", to=wrong.to, key=wrong.key)
         button = tag("button", text, type="button", class_="button", data_fix=number)
-    return tag(
-        "li", tag("code", wrong.key) if wrong.key else None, " ", tag("span", wrong.message, lang="en"), " ", button
-    )
+    message = told or tag("span", wrong.message, lang="en")
+    return tag("li", tag("code", wrong.key) if wrong.key else None, " ", message, " ", button)
 
 
 def show_facts(words: Words, names: list[str], counts: dict[str, int | None]) -> Safe:

@@ -79,7 +79,9 @@ class Waiting:
         state = self.folder.read_state()
         if state.state not in (*LIVE_STATES, "lost"):
             return
-        if self.killed:
+        if code == 0:  # a command that keeps no run.json of its own
+            self.folder.write_state(state="finished", phase="done", exit_code=0)
+        elif self.killed:
             self.folder.write_state(state="stopped", error=KILLED, exit_code=code)
         elif self.stopped and code in (143, 130):
             self.folder.write_state(state="stopped", error="stopped before the first step", exit_code=code)

@@ -413,7 +413,7 @@ class _Page:
         try:
             found = check_text(self.board, given)
             preview = self._first_row(words, found, given)
-            report = show_check(words, found, self._guess(found, given), self._device(chosen), preview)
+            report = show_check(words, found, self._guess(found, given), self._device(chosen), preview, given)
         except Exception as error:
             failed = show_trouble(words, trouble_of(words, words("train.check_failed"), error))
             yield [*views, gr.skip(), failed, [], {}, "", off, off, *same]
