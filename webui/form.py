@@ -92,11 +92,18 @@ def with_value(given: Given, name: str, text: Any) -> Given:
     rest = {key: value for key, value in given.items() if key != name}
     if text is None or text == "" or text == []:
         return rest
-    value = parse_value(text) if isinstance(text, str) else text
     key = keys().get(name)
+    value = _read(key, text)
     if key is not None and name not in FIELDS and _typed(key, value) == key.default:
         return rest
     return ordered({**given, name: _typed(key, value) if key else value})
+
+
+def _read(key: Key | None, text: Any) -> Any:
+    """What a field's text stands for; a choice is itself, although YAML takes `no` and `off` for false."""
+    if not isinstance(text, str) or (key is not None and key.choices is not None and text in key.choices):
+        return text
+    return parse_value(text)
 
 
 def _typed(key: Key, value: Any) -> Any:
@@ -112,7 +119,7 @@ def wrong(words: Words, name: str, value: Any) -> str | None:
     key = keys().get(name)
     if key is None or value is None or value == "":
         return None
-    given = parse_value(value) if isinstance(value, str) else value
+    given = _read(key, value)
     try:
         converted = convert(given, key.type)
         fine = check(converted, key.rule, key.type, key.choices, given) is None
