@@ -48,7 +48,7 @@ class Words:
     def __init__(self, language: str):
         self.language = language if language in LANGUAGES else "en"
 
-    def __call__(self, key: str, **values: Any) -> str:
+    def __call__(self, key: str, /, **values: Any) -> str:
         """The text with its `{name}` filled in; whole numbers get their thousands marked.
 
         Raises:
