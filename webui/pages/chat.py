@@ -52,6 +52,7 @@ def build(board: Board) -> None:
             elem_id="chat-what", scale=4,
         )  # fmt: skip
         start = gr.Button(mark("chat.start"), variant="primary", elem_id="chat-start", scale=0, min_width=120)
+    weight = gr.HTML(elem_id="chat-weight")
     with gr.Accordion(mark("chat.other"), open=False, elem_id="chat-other"), gr.Row():
         url = gr.Textbox(label=mark("chat.url"), placeholder=mark("chat.url_hint"), elem_id="chat-url", scale=3)
         key_env = gr.Textbox(label=mark("chat.key_env"), elem_id="chat-key-env", scale=2)
@@ -221,7 +222,7 @@ def build(board: Board) -> None:
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     on_load(opened, [what, drawn["decoder"]])
     on_tick(timer, standing, [others, number, *chosen, reward], [status, *chosen, reward])
-    what.change(weighed, what, trouble, **quiet)
+    what.change(weighed, what, weight, **quiet)
     start.click(started, [what, number], [trouble, status, number, *recipe.outputs], **quiet)
     status.select(picked_off, None, status, **quiet)
     connect.click(connected, [url, key_env, others], [others, trouble], **quiet)
