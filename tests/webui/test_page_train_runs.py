@@ -9,9 +9,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import browsing as web
 import pytest
 
-import conftest as web  # tests/webui/conftest.py
 from llmforge.process import process_start
 from llmforge.runs import RunDir
 from llmforge.webui import launch
