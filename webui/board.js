@@ -63,4 +63,13 @@
     cursor.style.visibility = tip.style.visibility = "visible";
     tip.style.left = `${Math.min(event.clientX - box.left + 14, box.width - tip.offsetWidth - 4)}px`;
   });
+  // gradio's editors have no name for screen readers; they get that of their label.
+  const nameEditors = () => {
+    for (const editor of document.querySelectorAll(".cm-content:not([aria-label])")) {
+      const block = editor.closest(".block");
+      const label = block && block.querySelector("[data-testid=block-label], label");
+      if (label && label.textContent.trim()) editor.setAttribute("aria-label", label.textContent.trim());
+    }
+  };
+  new MutationObserver(nameEditors).observe(document.documentElement, { childList: true, subtree: true });
 })();
