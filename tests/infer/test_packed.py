@@ -117,10 +117,20 @@ def test_layers_that_somebody_changed_stay_as_they_are(model):
 
 def test_nothing_is_packed_where_it_is_no_faster(model, monkeypatch):
     monkeypatch.setattr(packed, "is_faster", is_faster)
-    monkeypatch.setattr(packed, "time_layer", lambda layer: (0.001, 0.002))
+    monkeypatch.setattr(packed, "time_layers", lambda layers: (0.001, 0.002))
     assert pack(model) is None
-    monkeypatch.setattr(packed, "time_layer", lambda layer: (0.002, 0.001))
+    monkeypatch.setattr(packed, "time_layers", lambda layers: (0.002, 0.001))
     assert pack(model) is not None
+
+
+def test_the_trial_takes_as_many_layers_as_fit_and_at_least_one(model, monkeypatch):
+    layers = [layer for layer in model.modules() if type(layer) is nn.Linear]
+    rows = []
+    monkeypatch.setattr(packed, "TRIAL_BYTES", 0)
+    layers[0].forward = lambda x: rows.append(x.shape)
+    plain_s, packed_s = packed.time_layers(layers)
+    assert rows == [(packed.TRIAL_ROWS, 32)] * packed.TRIALS
+    assert min(plain_s, packed_s) > 0
 
 
 def test_a_copy_shares_the_packed_weights(model):
