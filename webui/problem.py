@@ -13,7 +13,9 @@ from llmforge.errors import ForgeError
 from llmforge.webui.markup import Safe, tag
 from llmforge.webui.words import Words
 
-SECRET_LINE = re.compile(r"(?i)\b([\w.-]*(?:api[_-]?key|token|secret|password|authorization)[\w.-]*)(\s*[:=]\s*)(\S+)")
+SECRET_LINE = re.compile(
+    r"(?i)\b((?:[\w.-]*[_-])?(?:api[_-]?key|token|secret|password|authorization))(\s*[:=]\s*)(\S+)"
+)
 SECRET_NAME = re.compile(r"(?i)key|token|secret|password")
 SECRET_VALUE = re.compile(r"\b(sk-|hf_|ms-|Bearer\s+)[\w.-]{6,}")
 
