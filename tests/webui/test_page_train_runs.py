@@ -1,6 +1,7 @@
 """Fine-tune, Runs and Home in a real browser: a first run, what outlives pages and boards, bad values, many points."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -114,13 +115,13 @@ def test_a_first_run_by_mouse_touches_few_fields_and_ends_in_a_chat(board, proje
     page.click("#next-method")
     page.wait_for_selector("#train-preset input")
     page.click("#train-preset label >> nth=0")  # 3
-    page.wait_for_function("document.querySelector('#field-num_train_epochs :is(input, textarea)').value === '1'")
+    page.wait_for_function("document.querySelector('#field-num_train_epochs :is(input, textarea)')?.value === '1'")
     web.shoot(page, "train-method")
     page.click("#next-check")
     page.wait_for_selector(".check .good", timeout=PATIENCE_MS)
     web.shoot(page, "train-check")
     page.click("#next-run")
-    page.wait_for_function("document.querySelector('#field-name input, #field-name textarea').value")
+    page.wait_for_function("document.querySelector('#field-name :is(input, textarea)')?.value")
     web.shoot(page, "train-run")
     page.click("#train-start")
     page.wait_for_url("**/runs?run=runs/floors-lora", timeout=PATIENCE_MS)
@@ -154,7 +155,7 @@ def test_a_first_run_by_keyboard_alone(board, project, open_page):
     page.wait_for_selector(".check .good", timeout=PATIENCE_MS)
     tab_to(page, "next-run")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelector('#field-name input, #field-name textarea').value")
+    page.wait_for_function("document.querySelector('#field-name :is(input, textarea)')?.value")
     tab_to(page, "train-start")
     page.keyboard.press("Enter")
     page.wait_for_url("**/runs?run=**", timeout=PATIENCE_MS)
@@ -273,7 +274,14 @@ def fake_run(project: Path, name: str, points: int) -> RunDir:
     run.path.mkdir(parents=True)
     with open(run.log_path, "w", encoding="utf-8") as log:
         for step in range(points):
-            log.write(json.dumps({"current_steps": step, "loss": 2 + (step % 97) / 97, "lr": 1e-4}) + "\n")
+            loss = (
+                0.5
+                + 2 * math.exp(-4 * step / points)
+                + len(name) / 50
+                + (step % 97) / 970
+                + sum(name.encode()) % 50 / 50
+            )
+            log.write(json.dumps({"current_steps": step, "loss": loss, "lr": 1e-4}) + "\n")
     run.write_state(state="finished", step=points, total_steps=points, start_time=time.time())
     return run
 
