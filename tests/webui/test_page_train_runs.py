@@ -274,13 +274,7 @@ def fake_run(project: Path, name: str, points: int) -> RunDir:
     run.path.mkdir(parents=True)
     with open(run.log_path, "w", encoding="utf-8") as log:
         for step in range(points):
-            loss = (
-                0.5
-                + 2 * math.exp(-4 * step / points)
-                + len(name) / 50
-                + (step % 97) / 970
-                + sum(name.encode()) % 50 / 50
-            )
+            loss = 0.5 + 2 * math.exp(-4 * step / points) + (step % 97) / 970 + sum(name.encode()) % 50 / 50
             log.write(json.dumps({"current_steps": step, "loss": loss, "lr": 1e-4}) + "\n")
     run.write_state(state="finished", step=points, total_steps=points, start_time=time.time())
     return run
