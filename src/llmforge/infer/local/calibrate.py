@@ -6,6 +6,7 @@ the tokens of one worker with two (135M model, 32 replies; SPEED.md).
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 import traceback
@@ -17,8 +18,11 @@ from llmforge.infer.local.cores import usable_cores
 from llmforge.infer.protocol import GenerateRequest, Sampling, TokenIds
 
 ROWS = 32  # replies decoded in all, the load that is planned for
-TRIAL_S = 0.7
-PROMPT_TOKENS = 32
+TRIAL_S = 1.5
+PROMPT_TOKENS, NEW_TOKENS = (
+    64,
+    16,
+)  # more is read than written, in the same steps: reading splits otherwise than writing
 WORTH = 1.1  # more workers are taken for at least this much more speed, since each has its own cache
 
 
@@ -33,7 +37,7 @@ def splits(num_cores: int) -> list[int]:
 
 
 def calibrate(core: Any) -> int:
-    """The number of workers that generates the most tokens per second; each one gets an equal part of the cores."""
+    """The number of workers that computes the most tokens per second; each one gets an equal part of the cores."""
     return fastest(usable_cores(), lambda workers, threads: _speed(core, workers, threads))
 
 
@@ -69,7 +73,7 @@ def _speed(core: Any, num_workers: int, threads: int) -> float:
         pids.append(pid)
     try:
         for pipe in pipes:
-            pipe.recv()  # everybody has read the prompts
+            pipe.recv()  # everybody has begun
         for pipe in pipes:
             pipe.send(True)
         return sum(pipe.recv() for pipe in pipes)
@@ -83,24 +87,37 @@ def _speed(core: Any, num_workers: int, threads: int) -> float:
 
 
 def _trial(core: Any, pipe: Connection, num_rows: int, threads: int) -> None:
-    """Generate for a moment, and say how many tokens per second that were."""
+    """Read and write for a moment, and say how many tokens per second that were."""
     import torch
 
     torch.set_num_threads(threads)
     name = next(iter(core.served), "")
-    size = core.vocab_size
-    for row in range(num_rows):
-        ids = tuple((row * 7919 + place * 104729 + 11) % size for place in range(PROMPT_TOKENS))
-        core.submit(core.prepare(GenerateRequest(name, TokenIds(ids), Sampling(max_new_tokens=512, ignore_eos=True))))
-    for _ in range(num_rows):  # a small cache may never let all of them in
-        core.step()
-        if not core.stats().waiting:
-            break
+    numbers = itertools.count()
+
+    def begin() -> None:
+        number = next(numbers)
+        ids = tuple((number * 7919 + place * 104729 + 11) % core.vocab_size for place in range(PROMPT_TOKENS))
+        sampling = Sampling(max_new_tokens=NEW_TOKENS, ignore_eos=True)
+        core.submit(core.prepare(GenerateRequest(name, TokenIds(ids), sampling)))
+
+    def step() -> None:
+        for _, piece in core.step():
+            if piece.usage is not None:  # its last
+                begin()
+
+    for _ in range(num_rows):
+        begin()
+    step()
     pipe.send(True)
     pipe.recv()
-    started, tokens = time.perf_counter(), core.stats().completion_tokens
-    num_steps = 0
+    started, tokens, num_steps = time.perf_counter(), _computed(core), 0
     while num_steps < 2 or time.perf_counter() - started < TRIAL_S:
-        core.step()
+        step()
         num_steps += 1
-    pipe.send((core.stats().completion_tokens - tokens) / (time.perf_counter() - started))
+    pipe.send((_computed(core) - tokens) / (time.perf_counter() - started))
+
+
+def _computed(core: Any) -> int:
+    """Tokens that the core has computed so far; of padded batches only those written are known."""
+    stats = core.stats()
+    return stats.computed_tokens or stats.completion_tokens

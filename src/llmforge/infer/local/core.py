@@ -49,6 +49,7 @@ class CoreStats:
     completion_tokens: int = 0
     looked_up_tokens: int = 0  # of prompts that were admitted
     found_tokens: int = 0  # of these, whose keys and values were there already
+    computed_tokens: int = 0  # that a forward pass over blocks has read
     preempted: int = 0
     steps: int = 0
 
@@ -222,6 +223,7 @@ class LocalCore:
             pool.num_cached,
             looked_up_tokens=schedule.num_looked_up,
             found_tokens=schedule.num_found,
+            computed_tokens=schedule.num_computed,
             preempted=schedule.num_preempted,
             **counts,
         )

@@ -42,7 +42,8 @@ class Schedule:
         self.pool, self.max_rows, self.chunk, self.mixes = pool, max_rows, chunk, mixes
         self.waiting: list[Row] = []
         self.running: list[Row] = []
-        self.num_preempted = self.num_looked_up = self.num_found = 0  # since start; the last two in tokens
+        self.num_preempted = 0  # rows since start; what follows are tokens
+        self.num_looked_up = self.num_found = self.num_computed = 0
         self.copies: list[tuple[int, int]] = []  # blocks whose content the next step's rows begin with: (from, to)
         self._fresh: list[int] = []  # blocks published by the last step
         self._last_turn: dict[str | None, int] = {}  # adapter -> step it was last part of
@@ -90,6 +91,7 @@ class Schedule:
         """The step was computed."""
         for part in parts:
             part.row.num_computed = part.start + part.count
+            self.num_computed += part.count
             if part.is_due:
                 part.row.is_alone = False
 
@@ -112,6 +114,7 @@ class Schedule:
         self.waiting = other.waiting
         self.num_preempted = other.num_preempted
         self.num_looked_up, self.num_found = other.num_looked_up, other.num_found
+        self.num_computed = other.num_computed
 
     # --- blocks ---
 
