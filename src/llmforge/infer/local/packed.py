@@ -1,9 +1,9 @@
 """Linear layers of a served CPU model in the memory layout that oneDNN's kernels read, made once when it is loaded.
 
 The few rows of a step leave a plain product waiting for memory and for its own repacking of the weights. Packed ones
-took 0.56 of the time for 4 rows, 0.60 for 8, 0.65 for 16, 0.76 for 64, 0.80 for 128 (all layers of a 135M Llama in fp32,
-one core of an AMD EPYC, benchmarks/packed_linears.py); which is faster is tried at each start. The plain weights are
-given up, so the memory does not double; whoever needs to read them asks for them.
+took 0.56 of the time for 4 rows, 0.60 for 8, 0.65 for 16, 0.76 for 64, 0.80 for 128 (all layers of a 135M Llama in
+fp32, one core of an AMD EPYC, benchmarks/packed_linears.py); which is faster is tried at each start. The plain weights
+are given up, so the memory does not double; whoever needs to read them asks for them.
 """
 
 from __future__ import annotations
