@@ -15,7 +15,7 @@ BEFORE, AFTER = (f"work/predictions/{name}/generated_predictions.jsonl" for name
 
 def compared(open_page: Any, board: Board, **about: Any) -> Any:
     page = open_page(f"{board.url}/eval?before={BEFORE}&after={AFTER}", **about)
-    settled(page)
+    page.wait_for_function("document.querySelector('#eval-after input')?.value.includes('tuned')")
     page.locator("#eval-compare").click()
     page.wait_for_selector(".scores")
     return page
