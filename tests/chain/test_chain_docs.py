@@ -49,8 +49,8 @@ def test_the_demo_chain_runs_on_the_tiny_model(monkeypatch, tmp_path, tiny_model
         shutil.copytree(REPO / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     words = [f"model_name_or_path={tiny_model_dir}", "template=chatml", "device=cpu", f"cache_dir={tmp_path}/cache"]
-    words += ["max_steps=1", "max_samples=8", "chain.rm.val_size=2", "max_new_tokens=4", "per_device_train_batch_size=2"]
-    words += ["chain.gate.bars={eval_accuracy: 0}", "plot_loss=false"]
+    words += ["max_steps=1", "max_samples=8", "chain.rm.val_size=2", "max_new_tokens=4"]
+    words += ["per_device_train_batch_size=2", "chain.gate.bars={eval_accuracy: 0}", "plot_loss=false"]
     assert main(["train", "recipes/rlhf/chain.yaml", *words]) == 0
     table = capfd.readouterr().out
     assert [line.split()[0] for line in table.splitlines()[-6:]] == ["pt", "sft", "rm", "gate", "ppo", "export"]
