@@ -120,7 +120,8 @@ def compare(before: Path, after: Path) -> Comparison:
         RecipeError: a file is missing or broken, or the two have no row in common.
     """
     first, second = (_by_row(path) for path in (before, after))
-    pairs, others = [], []
+    pairs: list[Pair] = []
+    others: list[Pair] = []
     for row in sorted(first.keys() & second.keys()):
         one, two = first[row], second[row]
         asked_same = not one.prompt or not two.prompt or _asked(one) == _asked(two)
