@@ -73,6 +73,7 @@ BROKEN = {
     "adapters-and-full": ("train", [*PLAIN, "adapter_name_or_path=a/c", "finetuning_type=freeze"]),
     "new-without-old": ("train", [*PLAIN, "create_new_adapter=true"]),
     "pure-bf16-lora": ("train", [*PLAIN, "pure_bf16=true", "fp16=true"]),
+    "pass-tokens": ("train", [*PLAIN, "tokens_per_pass=lots"]),
     "two-precisions": ("train", [*PLAIN, "bf16=true", "fp16=true"]),
     "fsdp-and-deepspeed": ("train", [*PLAIN, "fsdp=full_shard", "deepspeed=configs/deepspeed/z2.json"]),
     "flash-cpu": ("train", [*PLAIN, "flash_attn=fa2", "device=cpu"]),

@@ -236,6 +236,10 @@ RULES: tuple[CrossRule, ...] = (
               "name the old one in adapter_name_or_path", commands=("train",), note=True),
     CrossRule("pure-bf16-lora", ("pure_bf16", "fp16"), lambda v: v.pure_bf16 and v.fp16,
               "pure_bf16: fp16: true asks for another precision", "keep one of them", commands=("train",)),
+    CrossRule("pass-tokens", ("tokens_per_pass",),
+              lambda v: str(v.tokens_per_pass) != "auto" and not str(v.tokens_per_pass).strip("0").isdigit(),
+              "tokens_per_pass: got {tokens_per_pass}, expected auto or a whole number above 0",
+              "write auto to follow train_memory_gb", commands=("train",)),
     CrossRule("two-precisions", ("bf16", "fp16"), lambda v: v.bf16 and v.fp16,
               "bf16: fp16 is true too", "keep one of them", commands=("train",)),
     # Replies that the policy draws itself.
