@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import MutableMapping, Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 from llmforge.config.dump import spoken
 from llmforge.config.schema import Recipe
 from llmforge.errors import ForgeError, RecipeError
-from llmforge.process import large_imports
+from llmforge.process import free_port, large_imports
 from llmforge.runs import RunDir
 from llmforge.train.ahead import ReadAhead
 from llmforge.train.stop import SIGNALS, StoppedByUser
@@ -155,10 +154,3 @@ def _rank_0(folder: RunDir) -> int | None:
         return None
     state = folder.read_state()
     return state.pid if state.live else None
-
-
-def free_port() -> int:
-    """A port nobody listens on just now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
