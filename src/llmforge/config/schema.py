@@ -408,7 +408,8 @@ class ServeConfig:
     )
     kv_cache_gb: float | None = option(
         None,
-        "GB for keys and values of all workers together; null is 4, at most half of what is free.",
+        "GB for keys and values of all workers together, at most half of what is free; null is room for 16,384 tokens, "
+        "and for a whole context of each worker, within 4 GB.",
         above=0,
         modes=("api",),
     )

@@ -55,9 +55,10 @@ class Fork:
 
 @dataclass(frozen=True)
 class Forked:
-    """The worker's process."""
+    """The worker's process, and the tokens its cache has room for (None: not limited)."""
 
     pid: int
+    capacity: int | None
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,12 @@ class Nursery:
     def fork(self, order: Fork) -> None:
         """A worker on the connection whose handle comes next."""
         handle = recv_handle(self.control)
-        self.cores = self.cores or SharedCores(order.num_workers, order.threads)
+        if self.cores is None:  # the first one
+            self.cores = SharedCores(order.num_workers, order.threads)
+            set_cache(self.served, self.cache_bytes, order.num_workers)
+        capacity = self.served.core.limits.capacity
         if order.num_workers == 1:
-            self.control.send(Forked(os.getpid()))
+            self.control.send(Forked(os.getpid(), capacity))
             self.work(Connection(handle), order)
             return
         self.reap()
@@ -109,7 +113,7 @@ class Nursery:
         if pid:
             os.close(handle)
             self.children.append(pid)
-            self.control.send(Forked(pid))
+            self.control.send(Forked(pid, capacity))
             return
         code = 1
         try:
@@ -124,22 +128,22 @@ class Nursery:
 
     def work(self, connection: Connection, order: Fork) -> None:
         """Be a worker until the connection ends."""
-        from llmforge.infer.local.core import LocalCore
+        import torch
 
         assert self.cores is not None
         cores, number = self.cores, order.number
-        core = self.served.core
-        if order.num_workers > 1 and isinstance(core, LocalCore):
-            core.set_cache(self.cache_bytes, order.num_workers)
+        num_threads = torch.get_num_threads()
 
         def receive(wait: bool) -> Any:
-            if wait:
-                cores.leave(number)
+            nonlocal num_threads
+            cores.leave(number) if wait else cores.pause(number)
             try:
                 message = connection.recv() if connection.poll(None if wait else 0) else None
             except (EOFError, OSError):
                 return Quit()
-            cores.enter(number)
+            if (wanted := cores.enter(number)) != num_threads:
+                torch.set_num_threads(wanted)
+                num_threads = wanted
             return message
 
         def send(message: Any) -> None:
@@ -165,7 +169,15 @@ class Nursery:
 def cache_bytes(recipe: Recipe) -> int | None:
     """What the recipe gives the cache of all workers together."""
     gb = recipe.serve.kv_cache_gb
-    return None if gb is None else int(gb * 2**30)
+    return None if gb is None else int(gb * 10**9)
+
+
+def set_cache(served: ServedModels, num_bytes: int | None, num_workers: int) -> None:
+    """Give the cache of a core that writes its size; no memory is taken yet."""
+    from llmforge.infer.local.core import LocalCore
+
+    if isinstance(served.core, LocalCore):
+        served.core.set_cache(num_bytes, num_workers)
 
 
 def main(handle: int) -> int:
@@ -186,8 +198,7 @@ def main(handle: int) -> int:
             load_plugin(plugin)
         served = ServedModels.from_recipe(recipe)
         core = served.core
-        if isinstance(core, LocalCore):
-            core.set_cache(cache_bytes(recipe))
+        set_cache(served, cache_bytes(recipe), 1)
         loaded = Loaded(
             str(served.folder),
             core.limits,

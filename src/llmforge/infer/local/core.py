@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from llmforge.data.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
-CACHE_BYTES = 4 << 30  # of keys and values in a server, unless its recipe says otherwise
+# Of keys and values in a server, unless its recipe says otherwise: room for so many tokens, and for a whole context of
+# each worker, but no more bytes than this.
+CACHE_TOKENS = 16384
+CACHE_BYTES = 4 * 10**9
 CONTEXT = 8  # last prompt tokens that decide how a continued text begins: a leading space, bytes of one character
 
 
@@ -261,12 +264,16 @@ class LocalCore:
         self._runner = None
 
     def set_cache(self, num_bytes: int | None, num_workers: int = 1) -> None:
-        """Limit the cache to a worker's share of so many bytes, by default CACHE_BYTES, and of what is free."""
+        """Limit the cache to a worker's share of so many bytes, or of what CACHE_TOKENS says, and of what is free."""
         runner = self._ready()
-        if isinstance(runner, PagedRunner):
-            free = runner.limit * runner.bytes_per_token
-            wanted = CACHE_BYTES if num_bytes is None else num_bytes
-            runner.resize(min(wanted, free) // num_workers // runner.bytes_per_token)
+        if not isinstance(runner, PagedRunner):
+            return
+        if num_bytes is None:
+            usual = max(CACHE_TOKENS, num_workers * (self.context_length or 0))
+            num_tokens = min(usual, CACHE_BYTES // runner.bytes_per_token)
+        else:
+            num_tokens = num_bytes // runner.bytes_per_token
+        runner.resize(min(num_tokens, runner.free) // num_workers)
 
     def _ready(self) -> PagedRunner | PaddedRunner:
         """The runner; made at first use, since looking at the model takes two small forward passes."""

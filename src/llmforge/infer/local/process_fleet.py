@@ -85,9 +85,6 @@ class ProcessFleet:
     def prepare(self) -> None:
         """Fork the workers; with `replicas: auto`, after trying how many are fastest."""
         count = (self._replicas or self._ask(Calibrate())) if self.loaded.forks else 1
-        limits = self.intake.limits
-        if limits.capacity is not None:
-            self.intake.limits = replace(limits, capacity=limits.capacity // count)
         self.capabilities = replace(self.capabilities, max_running=self.capabilities.max_running * count)
         self.workers = [self._fork(number, count) for number in range(count)]
 
@@ -133,6 +130,7 @@ class ProcessFleet:
         finally:
             self._talking.release()
             theirs.close()
+        self.intake.limits = replace(self.intake.limits, capacity=forked.capacity)
         return ProcessWorker(Connection(ours.detach()), self.loaded.max_rows, forked.pid)
 
     def _ask(self, message: Any) -> Any:

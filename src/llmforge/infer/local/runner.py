@@ -59,7 +59,8 @@ class PagedRunner:
         self.bytes_per_token = bytes_per_token
         self._keeps_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
         share = MEMORY_SHARE.get(self.device.type, GPU_MEMORY_SHARE)
-        self.limit = max(BLOCK_SIZE, int(free_bytes(self.device) * share / bytes_per_token))  # tokens
+        self.free = int(free_bytes(self.device) * share / bytes_per_token)  # tokens that there is memory for
+        self.limit = max(BLOCK_SIZE, self.free)  # tokens that one row may have
         self.max_rows = max_rows
         self.chunk: int | None = None  # tokens per step; None: what the device and its threads are good at
         self._parts: list[Part] = []
