@@ -33,6 +33,11 @@
       copy(button.dataset.copy).then(() => { button.textContent = texts[language].copied; setTimeout(() => { button.textContent = before; }, 1500); }, () => {});
     }
   });
+  // One click on a finished run's Chat loads it: the page Chat looks for this note, which no other page can leave.
+  addEventListener("click", (event) => {
+    const link = event.target.closest && event.target.closest('a[href^="chat?run="]');
+    if (link) sessionStorage.setItem("forge_load", new URL(link.href).searchParams.get("run"));
+  });
   // Values under the pointer, in a chart of curves.
   const near = (points, x) => {
     let low = 0, high = points.length - 1;

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmforge.errors import RecipeError
+from llmforge.webui.refusal import Refusal
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Board:
         """A path that a user gave, inside the project; links are followed before it is judged.
 
         Raises:
-            RecipeError: it leads out of the project, or `must_exist` and it does not.
+            Refusal: it leads out of the project, or `must_exist` and it does not.
         """
         return safe_join(self.root, name, must_exist=must_exist)
 
@@ -49,15 +49,15 @@ def safe_join(root: Path, name: str | os.PathLike, *, must_exist: bool = False) 
     """`name` under `root`, or the absolute `name` when it lies there; every path that comes from a page goes through.
 
     Raises:
-        RecipeError: it leads out of `root`, holds a NUL, or `must_exist` and it does not.
+        Refusal: it leads out of `root`, holds a NUL, or `must_exist` and it does not.
     """
     text = os.fspath(name)
     if "\0" in text:
-        raise RecipeError(f"{text!r} is no path")
+        raise Refusal("common.no_path", path=repr(text))
     root = root.resolve()
     path = (root / os.path.expanduser(text)).resolve()
     if not path.is_relative_to(root):
-        raise RecipeError(f"{text!r} lies outside of the project {root}")
+        raise Refusal("common.outside", path=text, root=root)
     if must_exist and not path.exists():
-        raise RecipeError(f"{text!r} does not exist in {root}")
+        raise Refusal("common.not_there", path=text, root=root)
     return path

@@ -14,6 +14,7 @@ import httpx
 
 from llmforge.errors import RecipeError, RunError
 from llmforge.infer.remote import check_url
+from llmforge.webui.refusal import Refusal
 
 CONNECT_S, READ_S = 10.0, 300.0
 Message = dict[str, str]
@@ -29,14 +30,12 @@ class Target:
 
     def headers(self) -> dict[str, str]:
         """Raises:
-        RecipeError: the variable is not set.
+        Refusal: the variable is not set.
         """
         if not self.key_env:
             return {}
         if not (key := os.environ.get(self.key_env)):
-            raise RecipeError(
-                f"key_env: the environment variable {self.key_env} is not set where the board was started"
-            )
+            raise Refusal("chat.no_key", name=self.key_env)
         return {"Authorization": f"Bearer {key}"}
 
 
@@ -78,7 +77,7 @@ class Reply:
     text: str = ""
     state: str = "waiting"
     finish: str = ""
-    error: str = ""
+    error: Exception | None = None
     tokens: int = 0
     began: float = field(default_factory=time.monotonic)
     first_s: float | None = None
@@ -104,9 +103,9 @@ async def fill(reply: Reply, target: Target, body: Mapping[str, Any]) -> None:
                 reply.tokens = usage.get("completion_tokens", 0)
         reply.state = "done"
     except (RecipeError, RunError) as error:
-        reply.state, reply.error = "failed", str(error)
+        reply.state, reply.error = "failed", error
     except httpx.HTTPError as error:
-        reply.state, reply.error = "failed", f"{target.url}: {type(error).__name__} {error}".strip()
+        reply.state, reply.error = "failed", _gone(target, error)
     finally:
         reply.took_s = time.monotonic() - reply.began
         if not reply.is_over:
@@ -117,8 +116,7 @@ async def models(url: str, key_env: str = "") -> list[str]:
     """The names a server serves.
 
     Raises:
-        RecipeError: it is no server's URL, or its key is missing.
-        RunError: it does not answer so.
+        RecipeError: it is no server's URL; a Refusal where its key is missing or it does not answer so.
     """
     target = Target(check_url(url), "", key_env)
     found = await _post(target, "models", None)
@@ -129,7 +127,7 @@ async def tokens(target: Target, messages: Sequence[Message]) -> tuple[list[int]
     """(ids, texts) of the prompt as the model reads it, on servers of Forge.
 
     Raises:
-        RunError: the server cannot say.
+        Refusal: the server cannot say.
     """
     body = {"model": target.model, "messages": list(messages), "return_token_strs": True}
     found = await _post(Target(target.url.removesuffix("/v1"), target.model, target.key_env), "tokenize", body)
@@ -140,7 +138,7 @@ async def score(target: Target, messages: Sequence[Message]) -> float | None:
     """The reward of a conversation; None where it is too long for the reward model.
 
     Raises:
-        RunError: the server gives no scores.
+        Refusal: the server gives no scores.
     """
     found = await _post(target, "score", {"model": target.model, "messages": list(messages)})
     value = found["data"][0]["score"]
@@ -176,7 +174,7 @@ async def _pieces(target: Target, body: Mapping[str, Any]) -> AsyncIterator[dict
     ):
         if answer.status_code != 200:
             await answer.aread()
-            raise RunError(_said(answer))
+            raise _refused(answer)
         async for line in answer.aiter_lines():
             if not line.startswith("data:"):
                 continue
@@ -195,16 +193,14 @@ async def _post(target: Target, path: str, body: Mapping[str, Any] | None) -> di
             method = "GET" if body is None else "POST"
             answer = await client.request(method, f"{target.url}/{path}", json=body, headers=target.headers())
             if answer.status_code != 200:
-                raise RunError(_said(answer))
+                raise _refused(answer)
             found = answer.json()
         except httpx.HTTPError as error:
-            raise RunError(f"{target.url} does not answer ({type(error).__name__})") from None
+            raise _gone(target, error) from None
         except ValueError:
-            raise RunError(
-                f"{target.url} answers with something that is no JSON; is it an OpenAI-compatible server?"
-            ) from None
+            raise Refusal("chat.no_json", url=target.url) from None
     if not isinstance(found, dict):
-        raise RunError(f"{target.url} answers with something else than expected")
+        raise Refusal("chat.no_json", url=target.url)
     return found
 
 
@@ -216,9 +212,14 @@ def _client(target: Target) -> httpx.AsyncClient:
     return httpx.AsyncClient(timeout=timeout, follow_redirects=False, trust_env=not is_here)
 
 
-def _said(answer: httpx.Response) -> str:
+def _gone(target: Target, error: httpx.HTTPError) -> Refusal:
+    return Refusal("chat.no_answer", url=target.url, why=type(error).__name__)
+
+
+def _refused(answer: httpx.Response) -> Refusal:
+    """What the server says, in its own words."""
     try:
         message = answer.json()["error"]["message"]
     except (ValueError, KeyError, TypeError):
         message = answer.text[:200]
-    return f"the server refuses ({answer.status_code}): {message}"
+    return Refusal("chat.refuses", status=str(answer.status_code), message=message)

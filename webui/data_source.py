@@ -22,6 +22,7 @@ from llmforge.data.registry import INFO_NAME
 from llmforge.datagen.register import add_entries, file_name_in
 from llmforge.errors import RecipeError
 from llmforge.webui.board import Board
+from llmforge.webui.refusal import Refusal
 
 # What a reader can say a file holds, and the columns that belong to it; the first ones must be there.
 KINDS: dict[str, tuple[str, ...]] = {
@@ -56,15 +57,15 @@ class Meaning:
             first: a row, whose messages say whether they are spelled from/value or role/content.
 
         Raises:
-            RecipeError: a column that this kind needs is not named, or one stands for two parts.
+            Refusal: a column that this kind needs is not named, or one stands for two parts.
         """
         named = {part: column for part in KINDS[self.kind] if (column := self.columns.get(part))}
         for part in NEEDED[self.kind]:
             if part not in named:
-                raise RecipeError(f"columns.{part}: choose the column")
-        for part, column in named.items():
-            if twice := [other for other, its in named.items() if its == column and other != part]:
-                raise RecipeError(f"columns.{part}: {column!r} is columns.{twice[0]} already")
+                raise Refusal("data.choose_column", part)
+        for number, (part, column) in enumerate(named.items()):
+            if column in list(named.values())[:number]:
+                raise Refusal("data.column_twice", part, column=column)
         unused = {part: None for part in ("query",) if part in KINDS[self.kind] and part not in named}
         entry: dict[str, Any] = {"file_name": file_name, "columns": {**named, **unused}}
         if self.kind == "chats":
@@ -96,7 +97,7 @@ def look(path: Path) -> Source:
     head = [row for _, row in islice(read_rows(first, lambda text: None), HEAD)]
     rows = [row for row in head if isinstance(row, dict)]
     if not rows:
-        raise RecipeError(f"{path.name}: no row that has columns" if head else f"{path.name}: the file is empty")
+        raise Refusal("data.no_columns" if head else "data.file_empty", name=path.name)
     columns = list(dict.fromkeys(str(key) for row in rows for key in row if key))
     return Source(path, columns, rows, _guess(path, rows, columns))
 
@@ -120,7 +121,7 @@ def add(board: Board, name: str, source: Source, meaning: Meaning) -> tuple[str,
     """
     name = name.strip()
     if not name or any(c in name for c in ",[]{}\"'\n"):
-        raise RecipeError("name: a name without commas, quotes and brackets is needed")
+        raise Refusal("data.bad_name", "name")
     registry = board.data / INFO_NAME
     path = source.path
     meaning.as_entry(path.name, source.head[0])  # what is wrong with the columns is said before anything is copied

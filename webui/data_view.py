@@ -14,11 +14,11 @@ from llmforge.data.inspect import Findings
 from llmforge.data.marked import Span, spans
 from llmforge.data.templates.template import LabelPolicy, Template
 from llmforge.data.tokenizer import Tokenizer
-from llmforge.errors import RecipeError
 from llmforge.model.sources import local_folder
 from llmforge.model.text import load_text
 from llmforge.webui.charts import histogram
 from llmforge.webui.markup import Safe, tag
+from llmforge.webui.refusal import Refusal
 from llmforge.webui.words import Words
 
 NAMED_ROWS = 12  # row numbers listed for each cause
@@ -38,14 +38,14 @@ class Reader:
         """The reader of a model that is here; None where no model is named.
 
         Raises:
-            RecipeError: it is not here, or has no tokenizer.
+            RecipeError: it is not here (a Refusal), or has no tokenizer.
         """
         if not model:
             return None
         recipe = load_recipe([f"model_name_or_path={model}", f"cutoff_len={cutoff_len}"], "show")
         folder = local_folder(recipe.model)
         if folder is None:
-            raise RecipeError(f"model_name_or_path: {model} is not here yet: forge-cli models get {model}")
+            raise Refusal("data.model_not_here", name=model)
         data = recipe.data
         policy = LabelPolicy(data.train_on_prompt, data.mask_history)
         options = EncodeOptions("sft", policy, data.cutoff_len, data.truncation, False)

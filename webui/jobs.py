@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -16,11 +15,12 @@ from typing import Any
 
 from filelock import FileLock
 
-from llmforge.errors import RecipeError
 from llmforge.process import is_running, process_start
 from llmforge.runs import atomic_write
 from llmforge.webui.board import Board
+from llmforge.webui.detached import spawn
 from llmforge.webui.noted import EXIT, HELD
+from llmforge.webui.refusal import Refusal
 
 ABOUT, LOG = "job.json", "job.log"
 MOST_READ = 64_000  # bytes of a log's end that are read
@@ -75,13 +75,13 @@ def start_job(board: Board, name: str, words: Sequence[str]) -> Job:
     """Start `forge-cli WORDS` in the project folder.
 
     Raises:
-        RecipeError: a job of this name is running.
+        Refusal: a job of this name is running.
     """
     folder = board.own / "jobs" / re.sub(r"[^\w.-]+", "_", name)[:100]
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         if (before := find_job(board, name)) and before.is_alive:
-            raise RecipeError(f"{name} is running already; stop it first, or wait for it")
+            raise Refusal("common.job_running", name=name)
         (folder / EXIT).unlink(missing_ok=True)
         command = [sys.executable, "-m", "llmforge.webui.noted", str(folder), *words]
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)  # until it can note that it was told to end
@@ -108,25 +108,6 @@ def find_job(board: Board, name: str) -> Job | None:
         return None
 
 
-def spawn(board: Board, command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    """A process that no end of the board touches; its words go to `log`, which begins anew."""
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
-    with open(log, "wb") as out:
-        process = subprocess.Popen(
-            command,
-            cwd=board.root,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-        )
-    _children.append(process)
-    for child in [child for child in _children if child.poll() is not None]:
-        _children.remove(child)
-    return process
-
-
 def tail(path: Path, lines: int) -> str:
     """The last lines of a text file of any length."""
     if not path.is_file():
@@ -135,6 +116,3 @@ def tail(path: Path, lines: int) -> str:
         file.seek(max(path.stat().st_size - MOST_READ, 0))
         text = file.read().decode("utf-8", errors="replace")
     return "\n".join(text.splitlines()[-lines:])
-
-
-_children: list[subprocess.Popen[bytes]] = []  # asked for their exit codes now and then, so that none stays a zombie

@@ -24,6 +24,7 @@ from llmforge.datagen.work import Work
 from llmforge.errors import ForgeError, RecipeError
 from llmforge.runs import atomic_write
 from llmforge.webui.board import Board
+from llmforge.webui.refusal import Refusal
 
 # The keys with a field of their own; everything else is in the text.
 FIELDS = (
@@ -90,10 +91,10 @@ def new_draft(board: Board, name: str) -> Draft:
         RecipeError: the name has other characters than letters, digits, dot, dash and underscore.
     """
     if not re.fullmatch(r"[\w.-]+", name):
-        raise RecipeError("name: expected letters, digits, dot, dash, underscore")
+        raise Refusal("make.bad_name", "name")
     path = f"recipes/{name}.yaml"
     if (board.root / path).exists():
-        raise RecipeError(f"name: {path} is there already; open it, or choose another name")
+        raise Refusal("make.name_taken", "name", path=path)
     schema = json.dumps(STARTER_SCHEMA, indent=2)
     return Draft(path, STARTER.format(name=name), STARTER_PROMPT, schema)
 
@@ -110,8 +111,8 @@ def save_draft(board: Board, draft: Draft) -> Path:
         try:
             json.loads(draft.schema)
         except json.JSONDecodeError as error:
-            where = f"line {error.lineno}, column {error.colno}"
-            raise RecipeError(f"output_schema: {where}: not valid JSON ({error.msg})") from None
+            where = {"line": error.lineno, "column": error.colno}
+            raise Refusal("make.bad_schema", "output_schema", why=error.msg, **where) from None
     place.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(place, draft.text)
     for key, text in zip(TEXTS, (draft.prompt, draft.schema), strict=True):
@@ -156,13 +157,13 @@ def with_field(text: str, key: str, value: Any) -> str:
         values[key] = parsed
     order = list(values_of(text))
     ranked = sorted(values, key=lambda name: order.index(name) if name in order else len(order))
-    return yaml.dump(
-        nested({name: values[name] for name in ranked}),
-        Dumper=RecipeDumper,
-        allow_unicode=True,
-        sort_keys=False,
-        width=10**6,
-    )
+    return to_text({name: values[name] for name in ranked})
+
+
+def to_text(values: Mapping[str, Any]) -> str:
+    """The recipe's text with these keys; "teacher.model" stands in its group."""
+    lines: str = yaml.dump(nested(dict(values)), Dumper=RecipeDumper, allow_unicode=True, sort_keys=False, width=10**6)
+    return lines
 
 
 def fields_of(text: str) -> list[Any]:

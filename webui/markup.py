@@ -6,6 +6,11 @@ import html
 from typing import Any
 
 VOID = ("br", "hr", "img", "input")
+# For a gr.HTML with buttons that choose something: its `select` event brings the button's data-pick.
+PICK = (
+    "element.addEventListener('click', (event) => { const button = event.target.closest('[data-pick]');"
+    " if (button) trigger('select', { value: button.dataset.pick }); });"
+)
 
 
 class Safe(str):

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,15 @@ HELD = (signal.SIGTERM, signal.SIGINT)  # blocked when this process starts, unti
 
 def main(words: list[str]) -> int:
     """Run, wait, note; returns the exit code."""
-    folder = Path(words[0])
+    return run(Path(words[0]), words[1:])
+
+
+def run(folder: Path, words: Sequence[str], is_over: Callable[[], bool] | None = None, every_s: float = 10) -> int:
+    """Run forge-cli and note its end; it is told to end once `is_over()`, asked every `every_s` seconds, says so.
+
+    Returns:
+        Its exit code, which is also in the note, with "idle" where `is_over` ended it.
+    """
     told: list[int] = []  # signals that came before there was a child
     child: subprocess.Popen[bytes] | None = None
 
@@ -36,13 +45,26 @@ def main(words: list[str]) -> int:
     for number in HELD:
         signal.signal(number, pass_on)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
-    child = subprocess.Popen([sys.executable, "-m", "llmforge.cli", *words[1:]], stdin=subprocess.DEVNULL)
+    child = subprocess.Popen([sys.executable, "-m", "llmforge.cli", *words], stdin=subprocess.DEVNULL)
     if told:
         child.send_signal(told[-1])
+    idle = is_over is not None and _watch(child, is_over, every_s)
     code = child.wait()
     code = 128 - code if code < 0 else code
-    atomic_write(folder / EXIT, json.dumps({"code": code, "time": time.time()}))
+    atomic_write(folder / EXIT, json.dumps({"code": code, "time": time.time(), **({"idle": True} if idle else {})}))
     return code
+
+
+def _watch(child: subprocess.Popen[bytes], is_over: Callable[[], bool], every_s: float) -> bool:
+    """Wait for the child's end, or tell it to end; whether it was told."""
+    while True:
+        try:
+            child.wait(every_s)
+            return False
+        except subprocess.TimeoutExpired:
+            if is_over():
+                child.terminate()
+                return True
 
 
 if __name__ == "__main__":

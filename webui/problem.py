@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from llmforge import __version__
 from llmforge.errors import ForgeError
 from llmforge.webui.markup import Safe, tag
+from llmforge.webui.refusal import Refusal
+from llmforge.webui.sentences import in_words
 from llmforge.webui.words import Words
 
 SECRET_LINE = re.compile(
@@ -37,10 +39,13 @@ class Trouble:
 
 
 def trouble_of(words: Words, what: str, error: BaseException) -> Trouble:
-    """An exception as trouble: our own errors in their words, any other with its traceback in the details."""
+    """An exception as trouble: the board's refusals in the reader's language, other errors of ours in their words, any
+    other with its traceback in the details."""
+    if isinstance(error, Refusal):
+        return Trouble(what, error.said(words))
     if isinstance(error, ForgeError):
         first, _, rest = str(error).partition("\n")
-        return Trouble(what, first, details=rest)
+        return Trouble(what, in_words(words, first), details=rest)
     trace = "".join(traceback.format_exception(error))
     return Trouble(what, f"{type(error).__name__}: {error}", words("common.fix_report"), trace)
 

@@ -10,7 +10,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,9 @@ from llmforge.datagen.recipe import load_dataset_recipe
 from llmforge.datagen.review import Item, Review
 from llmforge.datagen.row_files import texts_of
 from llmforge.datagen.work import Work
-from llmforge.errors import RecipeError, require
+from llmforge.errors import RecipeError
 from llmforge.metrics.json_text import MISSING, canonical_json
+from llmforge.webui.review_schema import answer_of, changes, schema_errors
 
 WINDOW = 50  # rows of the list that are on the page
 SIMILAR = 5
@@ -49,6 +50,7 @@ class Place:
     """Where one reader is: the filter, the row, and the decisions that can be taken back."""
 
     source: str = ""
+    part: float = 1  # of the rows, drawn at random; 1: all of them
     filter: str = "all"
     search: str = ""
     row: str = ""
@@ -62,6 +64,7 @@ class Queue:
     review: Review
     source: Path  # the file of rows, or the folder of a recipe's accepted ones
     schema: Mapping[str, Any] | None = None
+    is_part: bool = False  # whether only a random part of the rows is reviewed
     items: dict[str, Item] = field(default_factory=dict)
     _patches: dict[str, list[Patch]] = field(default_factory=dict)
     _size: int = -1
@@ -80,8 +83,11 @@ class Queue:
         return not self.source.exists() or self.source.stat().st_mtime_ns != self._begun
 
     @classmethod
-    def open(cls, words: str | Path) -> Queue:
+    def open(cls, words: str | Path, part: float = 1) -> Queue:
         """The review of a recipe of `kind: dataset`, or of a data file.
+
+        Args:
+            part: of the rows, in 0..1; less than 1 draws so many at random, always the same ones.
 
         Raises:
             RecipeError: neither, or nothing to review.
@@ -89,10 +95,10 @@ class Queue:
         path = Path(words)
         is_rows = kind_of(path) and not (path.suffix.lower() == ".json" and _is_recipe(path))
         if is_rows:
-            return cls(Review.open(DatasetRecipe(), [path]), path)
-        recipe = load_dataset_recipe([str(path)], "review")
+            return cls(Review.open(_drawing(DatasetRecipe(), part), [path]), path, None, part < 1)
+        recipe = _drawing(load_dataset_recipe([str(path)], "review"), part)
         schema = json.loads(Path(recipe.output_schema).read_text("utf-8")) if recipe.output_schema else None
-        return cls(Review.open(recipe), Work(recipe.folder).ok, schema)
+        return cls(Review.open(recipe), Work(recipe.folder).ok, schema, part < 1)
 
     @property
     def path(self) -> Path:
@@ -104,7 +110,7 @@ class Queue:
         with self.lock:
             size = self.path.stat().st_size if self.path.is_file() else 0
             if size != self._size:
-                self.items = {item.id: item for item in self.review.items()}
+                self.items = {item.id: item for item in self.review.items() if item.sampled or not self.is_part}
                 self._patches = {}
                 for patch in read_patches(self.review.folder):
                     self._patches.setdefault(patch.id, []).append(patch)
@@ -256,29 +262,9 @@ class Queue:
         self._texts.pop(id, None)
 
 
-def schema_errors(schema: Mapping[str, Any], value: Any) -> list[str]:
-    """What a JSON Schema says against a value, in the order of its places."""
-    validators = require("jsonschema", "data", "holding rows to their schema").validators
-    found = validators.validator_for(dict(schema))(dict(schema)).iter_errors(value)
-    lines = [("/".join(map(str, error.absolute_path)), error.message) for error in found]
-    return [f"{place or '/'}: {message[:200]}" for place, message in sorted(lines)]
-
-
-def changes(old: Any, new: Any, place: str = "") -> list[tuple[str, Any]]:
-    """(JSON Pointer, new value) of what differs, as deep inside as both have the same keys."""
-    if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys() and old:
-        found = []
-        for key in old:
-            inner = str(key).replace("~", "~0").replace("/", "~1")
-            found += changes(old[key], new[key], f"{place}/{inner}")
-        return found
-    return [] if canonical_json(old) == canonical_json(new) else [(place, new)]
-
-
-def answer_of(made: Mapping[str, Any], row: Mapping[str, Any]) -> Any:
-    """What the schema is about: the training row's output where that is the teacher's whole answer, else the answer."""
-    whole = "output" in made and canonical_json(made.get("out")) == canonical_json(made["output"])
-    return row["output"] if whole else row.get("out")
+def _drawing(recipe: DatasetRecipe, part: float) -> DatasetRecipe:
+    """The recipe with a random part to review; all rows are reviewed in the order the recipe says."""
+    return replace(recipe, calibrate=replace(recipe.calibrate, sample=part)) if part < 1 else recipe
 
 
 def _is_recipe(path: Path) -> bool:

@@ -59,6 +59,9 @@ def show_progress(words: Words, queue: Queue) -> Safe:
         "div",
         tag("progress", value=done, max=max(total, 1), aria_label=told),
         tag("p", told, " ", *chips),
+        tag("p", words("review.part_told", n=total, all=len(queue.review.rows)), class_="calm")
+        if queue.is_part
+        else None,
         tag("p", words("review.rate", **shares), class_="calm") if shares else None,
         class_="progress",
     )

@@ -19,12 +19,14 @@ from typing import Any
 from filelock import FileLock
 
 from llmforge.config.load import load_recipe
-from llmforge.errors import ForgeError, RecipeError
+from llmforge.errors import ForgeError
 from llmforge.model.sources import local_folder
 from llmforge.process import is_running, process_start
 from llmforge.runs import LIVE_STATES, RunState, atomic_write, list_runs, read_manifest
 from llmforge.webui.board import Board
 from llmforge.webui.jobs import spawn, tail
+from llmforge.webui.noted import EXIT
+from llmforge.webui.refusal import Refusal
 
 ABOUT, LOG = "server.json", "server.log"
 LAST_LINES = 12
@@ -43,6 +45,7 @@ class Server:
     process_start: str | None
     started_at: float
     scores: bool = False  # a reward model: it gives scores instead of replies
+    idle_minutes: float = 0  # without a question, after which it is unloaded; 0: never
     words: list[str] = field(default_factory=list)
 
     @property
@@ -53,6 +56,14 @@ class Server:
     @property
     def is_alive(self) -> bool:
         return is_running(self.pid, self.process_start)
+
+    @property
+    def went_idle(self) -> bool:
+        """Whether it was unloaded because nobody asked it."""
+        try:
+            return bool(json.loads((self.folder / EXIT).read_text(encoding="utf-8")).get("idle"))
+        except (OSError, ValueError):
+            return False
 
     def models(self) -> list[str]:
         """The served names; [] while it loads. Asked until it says them, a second at most."""
@@ -82,15 +93,18 @@ def servers(board: Board) -> list[Server]:
     return sorted(found, key=lambda server: server.started_at)
 
 
-def start_server(board: Board, target: str) -> Server:
+def start_server(board: Board, target: str, idle_minutes: float = 0) -> Server:
     """Start the API of a run or model; one that runs already is taken.
 
+    Args:
+        idle_minutes: it is unloaded after so many minutes without a question; 0: never.
+
     Raises:
-        RecipeError: the target is empty, or leads out of the project.
+        Refusal: the target is empty, or leads out of the project.
     """
     target = target.strip()
     if not target:
-        raise RecipeError("model_name_or_path: choose a run or a model")
+        raise Refusal("chat.choose_target", "what")
     folder = board.own / "servers" / re.sub(r"[^\w.-]+", "_", target).strip("._")[:80]
     is_run = _is_folder(board, target)
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +114,9 @@ def start_server(board: Board, target: str) -> Server:
                 return server
         port = _free_port()
         words = ["api", target if is_run else f"model_name_or_path={target}", f"port={port}", "host=127.0.0.1"]
-        process = spawn(board, [sys.executable, "-m", "llmforge.cli", *words], folder / LOG)
+        (folder / EXIT).unlink(missing_ok=True)
+        tended = ["-m", "llmforge.webui.unloading", str(folder), f"{idle_minutes:g}", str(port)]
+        process = spawn(board, [sys.executable, *tended, *words], folder / LOG)
         about: dict[str, Any] = {
             "target": target,
             "port": port,
@@ -108,6 +124,7 @@ def start_server(board: Board, target: str) -> Server:
             "process_start": process_start(process.pid),
             "started_at": time.time(),
             "scores": is_run and (board.path(target) / VALUE_HEAD).is_file(),
+            "idle_minutes": idle_minutes,
             "words": words,
         }
         atomic_write(folder / ABOUT, json.dumps(about, indent=1))

@@ -14,6 +14,7 @@ from filelock import FileLock
 from llmforge.webui.board import Board
 from llmforge.webui.chat_client import Message, Reply, Target
 from llmforge.webui.markup import Safe, tag
+from llmforge.webui.refusal import said
 from llmforge.webui.words import Words
 
 MOST_COLUMNS = 3
@@ -48,6 +49,12 @@ class Talk:
     @property
     def is_hidden(self) -> bool:
         return self.blind and not self.voted
+
+    def heading(self, words: Words, number: int) -> str:
+        """What stands over a column."""
+        letter = words("chat.side", letter=LETTERS[number])
+        name = self.columns[number].name
+        return letter if self.is_hidden else f"{letter}: {name}" if self.blind else name
 
     def begin(self, chosen: Sequence[tuple[Target, str]], prompt: str, system: str, blind: bool) -> None:
         """The next question to all; the talk starts anew when other models are asked. Blind, who answers where changes
@@ -107,9 +114,7 @@ def show_talk(words: Words, talk: Talk) -> Safe:
 
 
 def _column(words: Words, talk: Talk, number: int, column: Column) -> Safe:
-    name = words("chat.side", letter=LETTERS[number])
-    name = name if talk.is_hidden else f"{name}: {column.name}" if talk.blind else column.name
-    reply = column.reply
+    name, reply = talk.heading(words, number), column.reply
     done = len(column.messages) and column.messages[-1]["role"] == "assistant"
     said = [message for message in column.messages if message["role"] != "system"]
     before = said[:-1] if reply and done else said
@@ -143,7 +148,7 @@ def _growing(words: Words, reply: Reply) -> Safe:
     if reply.score is not None:
         told += f" · {words('chat.score', value=f'{reply.score:.3f}')}"
     note = tag("small", told, class_="bad" if reply.state == "failed" else "calm")
-    wrong = tag("p", reply.error, class_="bad", role="alert") if reply.error else None
+    wrong = tag("p", said(words, reply.error), class_="bad", role="alert") if reply.error else None
     return _bubble(words, "assistant", reply.text, wrong, note)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import os
 import shutil
 import signal
@@ -162,56 +161,6 @@ def sideways(page: Any) -> int:
     """Pixels that the page can be scrolled sideways."""
     pixels: int = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     return pixels
-
-
-# -- a project with something on every page --------------------------------------------------------------------------
-
-EVIL = '<img src=x onerror="window.evil=1"><script>window.evil=1</script>[x](javascript:window.evil=1)'
-SUMS = """\
-kind: dataset
-name: sums
-mode: rules
-rows: 6
-slots: {n: {int: [1, 9]}}
-compute: {double: n * 2}
-row: {instruction: "Twice {{ n }}?", output: compute.double}
-"""
-
-
-def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def fill_project(folder: Path, tokenizer: Path) -> Path:
-    """Data sets with good, bad and evil rows, predictions of two models, a recipe that needs no teacher."""
-    questions = [{"instruction": f"Where is office {i}?", "input": "", "output": f"On floor {i}."} for i in range(1, 6)]
-    questions += [{"instruction": EVIL, "input": "", "output": EVIL}, {"instruction": "", "output": "no question"}]
-    write_lines(folder / "data/questions.jsonl", questions)
-    pairs = [{"prompt": f"打印机 {i} 坏了", "chosen": "我马上来。", "rejected": "不知道。"} for i in range(4)]
-    write_lines(folder / "data/pairs.jsonl", pairs)
-    registry = {
-        "questions": {"file_name": "questions.jsonl"},
-        "pairs": {
-            "file_name": "pairs.jsonl",
-            "ranking": True,
-            "columns": {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected", "query": None},
-        },
-    }
-    (folder / "data/dataset_info.json").write_text(json.dumps(registry, indent=1), encoding="utf-8")
-    shutil.copytree(tokenizer, folder / "models/tiny")
-    before = [("cat", "cat"), ("cow", "dog"), ("cow", "dog"), (EVIL, "dog")]
-    after = [("cow", "cat"), ("dog", "dog"), ("dog", "dog"), ("dog", "dog")]
-    for name, answers in (("base", before), ("tuned", after)):
-        lines = [
-            {"row": i, "prompt": f"animal {i} {EVIL}", "predict": said, "label": wanted, "finish_reason": "stop"}
-            for i, (said, wanted) in enumerate(answers)
-        ]
-        write_lines(folder / f"work/predictions/{name}/generated_predictions.jsonl", lines)
-    (folder / "recipes").mkdir()
-    (folder / "recipes/sums.yaml").write_text(SUMS, encoding="utf-8")
-    return folder
 
 
 def choose(page: Any, id: str, value: str) -> None:

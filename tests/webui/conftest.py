@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import LANGUAGES, QUIET, SLOW, Board, Watched, chromium, fill_project, start_board, why_not
+from browsing import LANGUAGES, QUIET, SLOW, Board, Watched, chromium, start_board, why_not
+from projects import fill_project
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,6 +10,7 @@ from llmforge.data.read import read_examples
 from llmforge.data.registry import load_registry
 from llmforge.errors import RecipeError
 from llmforge.webui.board import Board
+from llmforge.webui.data_copy import save_usable
 from llmforge.webui.data_source import Meaning, add, look, preview
 
 
@@ -84,9 +85,9 @@ def test_a_missing_column_and_one_for_two_parts_are_refused_by_name(board: Board
     path = board.root / "rows.csv"
     path.write_text("a,b\n1,2\n")
     source = look(path)
-    with pytest.raises(RecipeError, match=r"columns\.response: choose the column"):
+    with pytest.raises(RecipeError, match="Choose the column"):
         add(board, "x", source, Meaning("questions", {"prompt": "a"}))
-    with pytest.raises(RecipeError, match=r"columns\.prompt: 'a' is columns\.response already"):
+    with pytest.raises(RecipeError, match="The column a is used twice"):
         add(board, "x", source, Meaning("questions", {"prompt": "a", "response": "a"}))
 
 
@@ -104,3 +105,17 @@ def test_an_empty_file_says_so(board: Board, text: str) -> None:
     path.write_text(text)
     with pytest.raises(RecipeError, match="empty"):
         look(path)
+
+
+def test_a_copy_holds_the_usable_rows_as_they_are_and_the_file_stays(board: Board) -> None:
+    sheet = board.data / "help.csv"
+    text = "frage,antwort,nr\nWo?,Hier.,1\n,Niemand fragt.,2\nWann?,Morgen.,3\n"
+    sheet.write_text(text)
+    add(board, "help", look(sheet), Meaning("questions", {"prompt": "frage", "response": "antwort"}))
+    assert save_usable(board, "help") == ("help_usable", 2)
+    assert sheet.read_text() == text
+    rows = [json.loads(line) for line in (board.data / "help_usable.jsonl").read_text().splitlines()]
+    assert [(row["frage"], row["nr"]) for row in rows] == [("Wo?", "1"), ("Wann?", "3")]
+    examples, report = read_examples(load_registry(board.data)["help_usable"], stage="sft")
+    assert (len(examples), report.rejected) == (2, [])
+    assert save_usable(board, "help")[1] == 2  # an earlier copy is replaced

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("llmforge.webui")
+from projects import SUMS
+
 from llmforge.datagen.generate import generate
 from llmforge.datagen.recipe import load_dataset_recipe
 from llmforge.errors import RecipeError
@@ -23,16 +25,6 @@ from llmforge.webui.making import (
     values_of,
     with_field,
 )
-
-RULES = """\
-kind: dataset
-name: sums
-mode: rules
-rows: 6
-slots: {n: {int: [1, 9]}}
-compute: {double: n * 2}
-row: {instruction: "Twice {{ n }}?", output: compute.double}
-"""
 
 
 @pytest.fixture
@@ -55,7 +47,7 @@ def test_a_new_recipe_can_run_once_its_teacher_is_named(board: Board) -> None:
 
 
 def test_form_and_text_follow_each_other(board: Board) -> None:
-    text = with_field(RULES, "teacher.budget_usd", 2.5)
+    text = with_field(SUMS, "teacher.budget_usd", 2.5)
     text = with_field(text, "rows", 12)
     assert values_of(text)["teacher.budget_usd"] == 2.5
     assert dict(zip(FIELDS, fields_of(text), strict=True))["rows"] == 12
@@ -71,7 +63,7 @@ def test_a_broken_text_is_named_by_its_line_and_changes_nothing(board: Board) ->
 
 def test_a_schema_that_is_no_json_is_refused_before_anything_is_written(board: Board) -> None:
     draft = new_draft(board, "x")
-    with pytest.raises(RecipeError, match="output_schema: line 1, column 2"):
+    with pytest.raises(RecipeError, match="not valid JSON: line 1, column 2"):
         save_draft(board, Draft(draft.path, draft.text, draft.prompt, "{nonsense"))
     assert not (board.root / draft.path).exists()
 
@@ -83,7 +75,7 @@ def test_a_new_recipe_has_a_plain_name(board: Board, name: str) -> None:
 
 
 def test_files_outside_of_the_project_are_not_written(board: Board) -> None:
-    text = RULES + "prompt: ../../outside.j2\n"
+    text = SUMS + "prompt: ../../outside.j2\n"
     with pytest.raises(RecipeError, match="outside of the project"):
         save_draft(board, Draft("recipes/sums.yaml", text, "stolen", ""))
     with pytest.raises(RecipeError, match="outside of the project"):
@@ -91,8 +83,8 @@ def test_files_outside_of_the_project_are_not_written(board: Board) -> None:
 
 
 def test_progress_counts_as_the_run_does_and_reads_only_what_is_new(board: Board) -> None:
-    save_draft(board, Draft("recipes/sums.yaml", RULES))
-    work = folder_of(board, RULES)
+    save_draft(board, Draft("recipes/sums.yaml", SUMS))
+    work = folder_of(board, SUMS)
     assert work is not None
     progress = Progress(work.ledger_path)
     progress.refresh()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -10,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import EVIL, PATIENCE_S, Board, no_evil, serious, settled, shoot
+from browsing import PATIENCE_S, Board, no_evil, serious, settled, shoot
+from own_words import foreign
+from projects import EVIL
 
 sys.path.append(str(Path(__file__).parents[1] / "serve"))
 from echo_engine import EchoEngine
 from live_server import Server
 
 pytestmark = pytest.mark.web
+LONG = PATIENCE_S * 4000
+BOTH_CHOSEN = "[0, 1].every(i => document.querySelector(`#chat-model-${i} input`)?.value)"
 GROWING = """(n) => {
   const answers = [...document.querySelectorAll(".side .assistant p:not(.bad)")];
   return answers.filter((p) => p.textContent.length > 5).length === n;
@@ -123,6 +129,38 @@ def test_a_refusal_a_bad_schema_and_no_model_are_told_at_the_page(board: Board, 
     page.wait_for_selector("#chat-trouble .trouble")
     shoot(page, "chat-none-zh-dark-390")
     assert serious(page) == []
-    page = connected(open_page, board, echo[1])
+    page = connected(open_page, board, echo[1], language="zh")
     ask(page, "huge")
     page.wait_for_selector(".side .bad >> text=900")
+    settled(page)
+    assert foreign(page, "zh", ["echo org tuned"]) == []
+
+
+@pytest.fixture(scope="module")
+def tuned(board: Board, tiny_model_dir: Path) -> str:
+    """A finished run of the tiny model in the board's project."""
+    shutil.copytree(tiny_model_dir, board.folder / "models/small")
+    words = ["train", "model_name_or_path=models/small", "dataset=questions", "template=chatml", "max_steps=1",
+             "output_dir=runs/tuned", "use_cpu=true", "report_to=none"]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "llmforge.cli", *words], cwd=board.folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return "runs/tuned"
+
+
+def test_one_click_on_a_finished_run_loads_it_beside_its_base(board: Board, tuned: str, open_page: Any) -> None:
+    page = open_page(f"{board.url}/runs?run={tuned}")
+    page.locator("#run-actions a:has-text('Chat')").click()
+    page.wait_for_selector("#chat-status .calm:has-text('loading')")
+    page.wait_for_selector("#chat-status .good:has-text('tuned is ready')", timeout=LONG)
+    page.wait_for_function(BOTH_CHOSEN, timeout=LONG)
+    page.locator("#chat-settings button").first.click()
+    page.locator("#chat-max-tokens input[type=number]").fill("8")
+    page.locator("h1").click()
+    ask(page, "Where is office 1?")
+    page.wait_for_selector(".side >> nth=1 >> .assistant small:has-text('tokens in')", timeout=LONG)
+    page.wait_for_selector(".side >> nth=0 >> .assistant small:has-text('tokens in')", timeout=LONG)
+    assert "base" in page.locator(".side h2").nth(1).inner_text()
+    page.locator("#chat-status button").first.click()
+    page.wait_for_selector("#chat-status >> text=Nothing is loaded")

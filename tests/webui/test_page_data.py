@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from browsing import Board, choose, no_evil, serious, settled, shoot, sideways
+from own_words import foreign
 
 pytestmark = pytest.mark.web
 
@@ -36,6 +37,11 @@ def test_a_data_set_is_shown_as_the_model_reads_it_and_checked_row_by_row(board:
     bad = page.locator(".doctor tr:has(td.bad)")
     assert bad.count() == 1
     assert bad.locator("td").last.inner_text() == "7"
+    page.locator("#data-copy").click()
+    page.wait_for_selector("#data-view >> text=questions_usable is saved with 6 rows")
+    page.wait_for_selector("[data-pick=questions_usable]")
+    page.locator("#data-check").click()
+    page.wait_for_selector(".doctor")
     settled(page)
     assert serious(page) == []
     shoot(page, "data-check-en")
@@ -50,9 +56,11 @@ def test_a_sheet_is_uploaded_mapped_and_added_and_stays_as_it_was(board: Board, 
     page.get_by_role("tab", name="Add data").click()
     page.set_input_files("#data-upload input[type=file]", str(sheet))
     page.wait_for_selector("#data-said >> text=2 columns")
+    page.wait_for_selector("#data-part-prompt.wrong >> text=Choose the column.")  # nothing says which column is which
     choose(page, "data-part-prompt", "frage")
     choose(page, "data-part-response", "antwort")
     page.wait_for_selector("#data-preview .bubble.assistant")
+    assert page.locator("#data-mapping .wrong").count() == 0
     settled(page)
     assert serious(page) == []
     shoot(page, "data-add-en")
@@ -83,4 +91,25 @@ def test_on_a_phone_nothing_scrolls_sideways(board: Board, open_page: Any) -> No
     settled(page)
     assert sideways(page) == 0
     assert serious(page) == []
+    assert foreign(page, "zh", ["questions", "pairs", "desk"]) == []
     shoot(page, "data-rows-zh-dark-390")
+    page.locator("#data-check").click()
+    page.wait_for_selector(".doctor")
+    settled(page)
+    assert sideways(page) == 0
+    assert foreign(page, "zh", ["questions", "pairs", "desk"]) == []
+
+
+def test_what_is_refused_is_told_in_chinese(board: Board, open_page: Any, tmp_path: Any) -> None:
+    page = open_page(f"{board.url}/data", language="zh")
+    page.get_by_role("tab", name="添加数据").click()
+    page.locator("#data-look").click()
+    page.wait_for_selector("#data-said .trouble >> text=请上传文件或填写路径。")
+    page.locator("#data-path").locator("input, textarea").fill("../../etc/passwd")
+    page.locator("#data-look").click()
+    page.wait_for_selector("#data-said .trouble >> text=在项目文件夹")
+    (sheet := tmp_path / "two.csv").write_text("frage,antwort\nWo?,Hier.\n", encoding="utf-8")
+    page.set_input_files("#data-upload input[type=file]", str(sheet))
+    page.wait_for_selector("#data-part-response.wrong >> text=请选择列。")
+    settled(page)
+    assert foreign(page, "zh", ["two csv"]) == []

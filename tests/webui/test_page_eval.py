@@ -7,7 +7,8 @@ import io
 from typing import Any
 
 import pytest
-from browsing import Board, choose, no_evil, serious, settled, shoot
+from browsing import Board, choose, no_evil, serious, settled, shoot, sideways
+from own_words import foreign
 
 pytestmark = pytest.mark.web
 BEFORE, AFTER = (f"work/predictions/{name}/generated_predictions.jsonl" for name in ("base", "tuned"))
@@ -54,4 +55,6 @@ def test_on_a_phone_in_chinese(board: Board, open_page: Any) -> None:
     page = compared(open_page, board, language="zh", theme="dark", width=390)
     settled(page)
     assert serious(page) == []
+    assert sideways(page) == 0
+    assert foreign(page, "zh", ["base", "tuned", "work predictions generated jsonl"]) == []
     shoot(page, "eval-compared-zh-dark-390")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 from browsing import PATIENCE_S, Board, choose, serious, settled, shoot
+from own_words import foreign
 
 pytestmark = pytest.mark.web
 LONG = PATIENCE_S * 1000
@@ -46,7 +47,28 @@ def test_a_new_recipe_without_a_teacher_is_told_what_it_lacks(board: Board, open
     page.locator("#make-new").click()
     page.wait_for_selector("#make-check")
     page.locator("#make-check").click()
-    page.wait_for_selector("#make-result .trouble >> text=teacher.model: missing")
+    page.wait_for_selector("#make-result .problems li:has-text('teacher.model')")
+    page.wait_for_selector("#make-teacher-model.wrong >> text=此处缺少内容。")
     settled(page)
     assert serious(page) == []
+    assert foreign(page, "zh") == []
     shoot(page, "make-new-zh-dark-390")
+
+
+def test_a_wrong_value_is_told_at_its_field_and_a_fix_takes_it_out(board: Board, open_page: Any) -> None:
+    page = open_page(f"{board.url}/make")
+    settled(page)
+    page.locator("#make-new-name").locator("input, textarea").fill("odd")
+    page.locator("#make-new").click()
+    page.wait_for_selector("#make-check")
+    page.locator("#make-text button").first.click()
+    page.locator("#make-text .cm-content").click()
+    page.keyboard.press("Control+End")
+    page.keyboard.type("\nmax_rejected: 7")
+    page.locator("#make-teacher-parallel input").fill("0")
+    page.locator("h1").click()
+    page.wait_for_selector("#make-text >> text=parallel: 0")
+    page.locator("#make-check").click()
+    page.wait_for_selector("#make-teacher-parallel.wrong >> text=at least 1")
+    page.locator("[data-fix]:has-text('max_rejected')").click()
+    page.wait_for_function("!document.querySelector('#make-text .cm-content').innerText.includes('max_rejected')")

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import EVIL, choose, no_evil, serious, settled, shoot, start_board, write_lines
+from browsing import choose, no_evil, serious, settled, shoot, sideways, start_board
+from own_words import foreign
+from projects import EVIL, write_lines
 
 from llmforge.datagen.keys import DatasetRecipe
 from llmforge.datagen.review import Review
@@ -131,6 +133,8 @@ def test_a_row_full_of_markup_stays_text(many: Path, open_page: Any) -> None:
         no_evil(page)
         settled(page)
         assert serious(page) == []
+        assert sideways(page) == 0
+        assert foreign(page, "zh", ["r3", "instruction input output"]) == []
         shoot(page, "review-edit-zh-dark-390")
     finally:
         board.stop()

@@ -9,8 +9,9 @@ pytest.importorskip("llmforge.webui")
 from llmforge.datagen.keys import DatasetRecipe
 from llmforge.datagen.review import Review
 from llmforge.errors import RecipeError
-from llmforge.webui.review_queue import Place, Queue, changes
-from llmforge.webui.review_view import marked, show_list, show_row
+from llmforge.webui.review_queue import Place, Queue
+from llmforge.webui.review_schema import changes
+from llmforge.webui.review_view import marked, show_list, show_progress, show_row
 from llmforge.webui.words import Words
 
 SCHEMA = {
@@ -153,3 +154,20 @@ def test_a_rows_markup_is_shown_as_text(tmp_path: Path) -> None:
         shown = show_row(words, queue, queue.items["<b>x"], editing, {}, ["<i>wrong"])
         assert not any(tag in shown for tag in ("<img", "<script", "<b>x", "<i>wrong"))
     assert "<img" not in show_list(words, queue, place)
+
+
+def test_a_random_part_is_always_the_same_and_tells_how_many_rows_are_wrong(rows: Path, queue: Queue) -> None:
+    part, again = Queue.open(rows, 0.4), Queue.open(rows, 0.4)
+    part.refresh()
+    again.refresh()
+    assert len(part.items) == 2
+    assert list(part.items) == list(again.items)
+    for id, state in zip(list(part.items), ("accepted", "rejected"), strict=True):
+        part.decide(Place(row=id), state, "ann")
+    rate = part.errors()
+    assert rate is not None
+    assert (rate.rate, rate.low < 0.5 < rate.high) == (0.5, True)
+    queue.refresh()
+    assert queue.counts() == {"pending": 3, "accepted": 1, "edited": 0, "rejected": 1, "skipped": 0}
+    assert "2 of 5 rows" in show_progress(Words("en"), part)
+    assert "random part" not in show_progress(Words("en"), queue)

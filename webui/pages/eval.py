@@ -17,8 +17,7 @@ from llmforge.webui.board import Board
 from llmforge.webui.data_table import entries, known_models
 from llmforge.webui.eval_view import CHANGES, show_pair, show_rows, show_scores, show_tables
 from llmforge.webui.jobs import find_job, start_job
-from llmforge.webui.markup import Safe, tag
-from llmforge.webui.pages.data import PICK
+from llmforge.webui.markup import PICK, Safe, tag
 from llmforge.webui.poll import on_load, on_tick
 from llmforge.webui.problem import show_trouble, trouble_of
 from llmforge.webui.recipe_view import RecipeView

@@ -5,93 +5,26 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 
 from llmforge.datagen.patches import State
-from llmforge.datagen.pointer import value_at, with_value
-from llmforge.errors import RecipeError
-from llmforge.metrics.json_text import MISSING
 from llmforge.webui.board import Board
-from llmforge.webui.markup import Safe, tag
-from llmforge.webui.pages.data import PICK
+from llmforge.webui.markup import PICK, Safe, tag
 from llmforge.webui.poll import on_load
 from llmforge.webui.problem import show_trouble, trouble_of
 from llmforge.webui.recipe_view import RecipeView
 from llmforge.webui.recipes_here import reviewable
-from llmforge.webui.review_queue import FILTERS, Place, Queue, answer_of, changes, schema_errors
-from llmforge.webui.review_view import name_of, show_facts, show_list, show_progress, show_row, show_similar
+from llmforge.webui.refusal import Refusal
+from llmforge.webui.review_keys import KEYS, SEEN, SHOW_CURRENT
+from llmforge.webui.review_queue import FILTERS, Place, Queue
+from llmforge.webui.review_view import show_facts, show_list, show_progress, show_row, show_similar
+from llmforge.webui.reviewing import Queues, check_author, edited
 from llmforge.webui.words import Words, mark, words_of
 
 BUTTONS = ("previous", "accept", "reject", "edit", "skip", "next", "undo")
-# What the page adds to an action: the row the reader saw, and the texts of the editor.
-SEEN = "(place, author, seen) => [place, author, JSON.stringify(window.forgeReview())]"
-KEYS = """
-window.forgeReview = () => {
-  const row = document.querySelector("#review-record [data-row]");
-  const fields = {};
-  for (const field of document.querySelectorAll("#review-record [data-field]"))
-    fields[field.dataset.field] = field.value;
-  return { row: row ? row.dataset.row : "", fields };
-};
-let busy = 0;  // a key that comes before the last decision is shown would decide about a row nobody saw
-const press = (name, event) => {
-  const button = document.getElementById("review-" + name);
-  if (!button || button.offsetParent === null) return;
-  event.preventDefault();
-  if (Date.now() - busy < 3000) return;
-  busy = name === "keys" ? 0 : Date.now();
-  button.click();
-};
-const names = { j: "next", k: "previous", a: "accept", r: "reject", e: "edit", s: "skip", u: "undo", "?": "keys" };
-if (window.forgeReviewKeys) document.removeEventListener("keydown", window.forgeReviewKeys);
-window.forgeReviewKeys = (event) => {
-  const typing = event.target.closest("input, textarea, select, [contenteditable=true]");
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) return press("save", event);
-  if (event.key === "Escape") { if (typing) typing.blur(); return press("back", event); }
-  if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.key === "/") {
-    event.preventDefault();
-    document.querySelector("#review-search textarea, #review-search input").focus();
-  } else if (names[event.key.toLowerCase()]) press(names[event.key.toLowerCase()], event);
-};
-document.addEventListener("keydown", window.forgeReviewKeys);
-watch("value", () => {
-  busy = 0;
-  const first = document.querySelector("#review-record [data-field]");
-  if (first && !document.activeElement.closest("#review-record")) first.focus();
-});
-"""
-SHOW_CURRENT = (
-    PICK + "watch('value', () => { const now = document.querySelector('#review-list [aria-current]');"
-    " if (now) now.scrollIntoView({ block: 'nearest' }); });"
-)
-
-
-class Queues:
-    """The open reviews of the board, shared by all who look at them."""
-
-    def __init__(self, board: Board):
-        self.board = board
-        self._open: dict[str, Queue] = {}
-        self._lock = threading.Lock()
-
-    def get(self, source: str) -> Queue:
-        """The review of a recipe or file, opened once.
-
-        Raises:
-            RecipeError: it cannot be reviewed, or lies outside of the project.
-        """
-        path = self.board.path(source, must_exist=True)
-        with self._lock:
-            queue = self._open.get(str(path))
-            if queue is None or queue.is_outdated:
-                queue = self._open[str(path)] = Queue.open(path)
-        queue.refresh()
-        return queue
 
 
 def build(board: Board) -> None:
@@ -104,6 +37,10 @@ def build(board: Board) -> None:
         source = gr.Dropdown(
             [], label=mark("review.source"), info=mark("review.source_info"), allow_custom_value=True,
             elem_id="review-source", scale=3,
+        )  # fmt: skip
+        part = gr.Slider(
+            1, 100, 100, step=1, label=mark("review.part"), info=mark("review.part_info"), elem_id="review-part",
+            scale=1,
         )  # fmt: skip
         author = gr.Textbox(os.environ.get("USER", ""), label=mark("review.author"), elem_id="review-author", scale=1)
         opening = gr.Button(mark("review.open"), variant="primary", elem_id="review-open", scale=0, min_width=110)
@@ -137,7 +74,7 @@ def build(board: Board) -> None:
     def shown(
         words: Words, at: Place, said: Any = "", edit: bool = False, given: Any = None, wrong: Any = ()
     ) -> list[Any]:
-        queue = queues.get(at.source)
+        queue = queues.get(at.source, at.part)
         item = queue.items.get(at.row)
         return [
             at,
@@ -161,13 +98,13 @@ def build(board: Board) -> None:
         first = wanted or (choices[0] if choices else None)
         return [gr.Dropdown(choices=choices, value=first), gr.Dropdown(choices=filters, value="all")]
 
-    def opened(name: str | None, request: gr.Request) -> list[Any]:
+    def opened(name: str | None, percent: float | None, request: gr.Request) -> list[Any]:
         words = words_of(request)
         try:
             if not name:
-                raise RecipeError(words("review.nothing"))
-            queue = queues.get(name)
-            at = Place(name, row=queue.first_open())
+                raise Refusal("review.nothing", "source")
+            share = min(max(percent or 100, 1), 100) / 100
+            at = Place(name, share, row=queues.get(name, share).first_open())
             command = shlex.join(["forge-cli", "data", "review", name])
             text = board.path(name).read_text(encoding="utf-8") if name.endswith((".yaml", ".yml")) else ""
             return [*shown(words, at), gr.Column(visible=True), *RecipeView.show(text, command)]
@@ -187,7 +124,7 @@ def build(board: Board) -> None:
         def handle(at: Place, author: str, seen: str, request: gr.Request) -> list[Any]:
             words = words_of(request)
             try:
-                queue = queues.get(at.source)
+                queue = queues.get(at.source, at.part)
                 told = json.loads(seen or "{}")
                 with queue.lock:
                     if told.get("row") != at.row:
@@ -201,7 +138,7 @@ def build(board: Board) -> None:
 
     def decider(state: State) -> Callable[..., list[Any]]:
         def act(queue: Queue, at: Place, author: str, fields: dict[str, str], words: Words) -> list[Any]:
-            _signed(words, author)
+            check_author(author)
             following = queue.step(at, 1)
             queue.decide(at, state, author)
             at.row = following
@@ -217,11 +154,11 @@ def build(board: Board) -> None:
         return acted(act)
 
     def edit(queue: Queue, at: Place, author: str, fields: dict[str, str], words: Words) -> list[Any]:
-        _signed(words, author)
+        check_author(author)
         return shown(words, at, edit=True)
 
     def saved(queue: Queue, at: Place, author: str, fields: dict[str, str], words: Words) -> list[Any]:
-        _signed(words, author)
+        check_author(author)
         new, wrong = edited(words, queue, at, fields)
         if wrong:
             return shown(words, at, edit=True, given=fields, wrong=[words("review.not_saved"), *wrong])
@@ -231,7 +168,7 @@ def build(board: Board) -> None:
         return shown(words, at)
 
     def undone(queue: Queue, at: Place, author: str, fields: dict[str, str], words: Words) -> list[Any]:
-        _signed(words, author)
+        check_author(author)
         row = queue.undo(at, author)
         at.row = row or at.row
         return shown(words, at, tag("p", words("review.undone" if row else "review.nothing_undo"), role="status"))
@@ -241,20 +178,20 @@ def build(board: Board) -> None:
         return shown(words_of(request), at)
 
     def filtered(at: Place, kept: str, text: str, request: gr.Request) -> list[Any]:
-        queue = queues.get(at.source)
+        queue = queues.get(at.source, at.part)
         at.filter, at.search = kept, text
         ids = queue.ids(at)
         at.row = at.row if at.row in ids or not ids else ids[0]
         return shown(words_of(request), at)
 
     def likenesses(at: Place, request: gr.Request) -> Safe:
-        return show_similar(words_of(request), queues.get(at.source), at.row)
+        return show_similar(words_of(request), queues.get(at.source, at.part), at.row)
 
     def told_keys(request: gr.Request) -> Safe:
         return tag("p", words_of(request)("review.keys_text"), role="status")
 
     on_load(listed, [source, kept])
-    opening.click(opened, source, [*outputs, work, *recipe.outputs], **{**quiet, "queue": True})
+    opening.click(opened, [source, part], [*outputs, work, *recipe.outputs], **{**quiet, "queue": True})
     inputs = [place, author, seen]
     act = {**quiet, "js": SEEN, "trigger_mode": "multiple"}  # gradio drops clicks until an answer is done with
     acts = {
@@ -270,33 +207,3 @@ def build(board: Board) -> None:
     gr.on([kept.input, search.submit], filtered, [place, kept, search], outputs, **quiet)
     alike.click(likenesses, place, similar, **quiet)
     keys.click(told_keys, None, trouble, **quiet)
-
-
-def edited(words: Words, queue: Queue, at: Place, fields: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
-    """(JSON Pointer -> new value, what is wrong with them) out of the editor's texts."""
-    item = queue.items[at.row]
-    new: dict[str, Any] = {}
-    wrong: list[str] = []
-    row = item.reviewed.row
-    for place, text in fields.items():
-        old = value_at(item.reviewed.row, place)
-        if place not in queue.review.fields or old is MISSING:
-            continue
-        value: Any = text
-        if not isinstance(old, str):
-            try:
-                value = json.loads(text)
-            except json.JSONDecodeError as error:
-                where = {"line": error.lineno, "column": error.colno, "why": error.msg}
-                wrong.append(words("review.json_bad", place=name_of(place), **where))
-                continue
-        row = with_value(row, place, value)
-        new.update(changes(old, value, place))
-    if not wrong and new and queue.schema is not None:
-        wrong = schema_errors(queue.schema, answer_of(item.made, row))
-    return new, wrong
-
-
-def _signed(words: Words, author: str) -> None:
-    if not author:
-        raise RecipeError(words("review.no_author"))
