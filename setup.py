@@ -71,7 +71,7 @@ setup(
         *(f"llmforge.shipped.{name}" for name in SHIPPED),
     ],
     package_data={
-        "llmforge.webui": ["*.css", "*.js", "text/*/*.json"],
+        "llmforge.webui": ["*.css", "*.js", "text/*.json", "text/*/*.json"],
         **{f"llmforge.shipped.{name}": patterns for name, patterns in SHIPPED.items()},
     },
     install_requires=[

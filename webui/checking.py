@@ -77,7 +77,8 @@ def _check(path: str, given: Given, text: str) -> Found:
     if recipe is not None:
         checked = check_recipe(recipe)
         found.recipe, problems = recipe, checked.problems
-        found.fine, found.remarks = list(checked.fine), [*checked.notes, *checked.remarks, *checked.not_checked]
+        remarks = [*checked.notes, *checked.remarks, *checked.not_checked]
+        found.fine, found.remarks = list(checked.fine), [remark.replace(path, "recipe") for remark in remarks]
     found.problems = [_wrong(given, problem, path) for problem in _once(problems)]
     return found
 

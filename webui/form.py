@@ -15,7 +15,7 @@ from llmforge.config.dump import RecipeDumper, nested
 from llmforge.config.keys import Key, keys, keys_of
 from llmforge.config.values import check, convert, members, optional
 from llmforge.config.yaml_text import YamlProblem, parse_recipe, parse_value, shown
-from llmforge.webui.words import Words
+from llmforge.webui.words import Words, key_help
 
 Given = dict[str, Any]
 
@@ -33,6 +33,7 @@ STEPS: dict[str, tuple[str, ...]] = {
     ),
 }
 FIELDS = tuple(key for fields in STEPS.values() for key in fields)
+NEEDED = ("model_name_or_path", "dataset")
 # Keys the board sets itself, or that no training reads.
 HIDDEN = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "do_train", "dataset_dir", "hf_hub_token",
           "ms_hub_token")  # fmt: skip
@@ -144,18 +145,23 @@ def _kind(member: Any) -> str:
     return (getattr(member, "__origin__", None) or member).__name__
 
 
-def advanced(search: str, group: str, stage: str) -> list[Key]:
+def advanced(words: Words, search: str, group: str, stage: str) -> list[Key]:
     """Keys of training beside the form's own, that match the search, of a group ("" is all) and a stage."""
     found = []
     wanted = search.lower().split()
     for name, members_ in keys_of("train").items():
         for key in members_:
-            text = f"{key.name} {key.rule.help}".lower()
+            text = f"{key.name} {key.rule.help} {help_of(words, key)}".lower()
             used = not key.rule.stages or stage in key.rule.stages
             listed = key.name not in FIELDS and key.name not in HIDDEN and not key.rule.secret
             if listed and used and group in ("", name) and all(word in text for word in wanted):
                 found.append(key)
     return sorted(found, key=lambda key: not all(word in key.name.lower() for word in wanted)) if wanted else found
+
+
+def help_of(words: Words, key: Key) -> str:
+    """What a key is for, in the reader's language; the schema has the English."""
+    return key_help(words.language).get(key.name, key.rule.help)
 
 
 def is_switch(key: Key) -> bool:

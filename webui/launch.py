@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -19,10 +18,11 @@ from typing import Any
 import psutil
 import yaml
 
-from llmforge.errors import RecipeError
 from llmforge.process import is_running, process_start
 from llmforge.runs import RunDir, atomic_write
 from llmforge.webui.board import Board
+from llmforge.webui.detached import spawn
+from llmforge.webui.refusal import Refusal
 from llmforge.webui.waiting import KILLED
 
 GIVEN = "given.yaml"  # the recipe as it was written; recipe.yaml is the resolved one, which the run writes
@@ -35,10 +35,10 @@ def check_name(name: str) -> str:
     """A run's name: letters, digits, dots, dashes and underscores, and a letter or digit first.
 
     Raises:
-        RecipeError: it is something else.
+        Refusal: it is something else.
     """
     if not NAME.fullmatch(name):
-        raise RecipeError(f"output_dir: a run's name has letters, digits, - _ and dots, at most 80; got {name!r}")
+        raise Refusal("runs.bad_name", "output_dir", name=name)
     return name
 
 
@@ -54,14 +54,14 @@ def start_run(board: Board, name: str, recipe: str, devices: Sequence[str]) -> R
     """Start training in runs/NAME with the recipe's text; it waits in line for its devices by itself.
 
     Raises:
-        RecipeError: the name is no name, or its folder is there already.
+        Refusal: the name is no name, or its folder is there already.
     """
     run = RunDir(board.path(f"runs/{check_name(name)}"))
     board.runs.mkdir(exist_ok=True)
     try:
         run.path.mkdir()
     except FileExistsError:
-        raise RecipeError(f"output_dir: runs/{name} is there already; choose another name") from None
+        raise Refusal("runs.name_taken", "output_dir", name=name) from None
     text = with_key(recipe, "output_dir", board.shown(run.path))
     atomic_write(run.path / GIVEN, text)
     begin(board, run, devices, ["train", board.shown(run.path / GIVEN)])
@@ -72,17 +72,16 @@ def resume_run(board: Board, run: RunDir) -> None:
     """Go on from the newest whole checkpoint, or from the start when there is none.
 
     Raises:
-        RecipeError: it runs, or there is nothing to go on with.
+        Refusal: it runs, or there is nothing to go on with.
     """
-    state = run.read_state()
-    if state.live:
-        raise RecipeError(f"{board.shown(run.path)} is {state.state}")
+    if run.read_state().live:
+        raise Refusal("runs.is_live", name=board.shown(run.path))
     if run.recipe_path.is_file():
         words = ["train", board.shown(run.path), "resume_from_checkpoint=true"]
     elif (run.path / GIVEN).is_file():
         words = ["train", board.shown(run.path / GIVEN)]
     else:
-        raise RecipeError(f"{board.shown(run.path)} has no recipe to go on with")
+        raise Refusal("runs.no_recipe", name=board.shown(run.path))
     devices = launched(run).get("devices") or ["cpu"]
     begin(board, run, devices, words)
 
@@ -98,31 +97,15 @@ def launched(run: RunDir) -> dict[str, Any]:
 
 def begin(board: Board, run: RunDir, devices: Sequence[str], words: Sequence[str]) -> None:
     """Start the process that waits for the devices and then runs forge-cli with `words`; the run is queued from now."""
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1", **visible(devices)}
     before = time.time()
     place = str(time.time_ns())  # in line: who was started first is first, whichever process comes up sooner
     command = [sys.executable, "-m", "llmforge.webui.waiting", str(run.path), ",".join(devices), place, *words]
-    with open(run.path / CONSOLE, "ab") as console:
-        process = subprocess.Popen(
-            command,
-            cwd=board.root,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=console,
-            stderr=console,
-            start_new_session=True,
-        )
+    process = spawn(board, command, run.path / CONSOLE, append=True, held=True, environment=visible(devices))
     who = {"pid": process.pid, "process_start": process_start(process.pid), "host": socket.gethostname()}
     atomic_write(run.path / LAUNCH, json.dumps({**who, "devices": list(devices), "words": list(words)}, indent=1))
     run.write_state(state="queued", phase="", start_time=before, error=None, exit_code=None, **who)
     assert process.stdin
     process.stdin.close()  # now it may begin
-    _children.append(process)
-    for child in [child for child in _children if child.poll() is not None]:
-        _children.remove(child)
-
-
-_children: list[subprocess.Popen[bytes]] = []  # asked for their exit codes now and then, so that none stays a zombie
 
 
 def visible(devices: Sequence[str]) -> dict[str, str]:
@@ -141,11 +124,11 @@ def stop_run(run: RunDir) -> None:
     """Let it save a checkpoint after the step it is in, and end; in line, it leaves the line.
 
     Raises:
-        RecipeError: it does not run on this machine.
+        Refusal: it does not run on this machine.
     """
     state = run.read_state()
     if not (state.live and state.pid and is_running(state.pid, state.more.get("process_start"))):
-        raise RecipeError(f"{run.path.name} does not run on this machine; it is {state.state}")
+        raise Refusal("runs.not_here", name=run.path.name)
     os.kill(state.pid, signal.SIGTERM)
 
 
@@ -153,14 +136,14 @@ def kill_run(run: RunDir) -> None:
     """End it at once; what was saved stays.
 
     Raises:
-        RecipeError: it does not run on this machine.
+        Refusal: it does not run on this machine.
     """
     state, launch = run.read_state(), launched(run)
     if launch and is_running(launch["pid"], launch.get("process_start")):
         os.kill(launch["pid"], signal.SIGUSR1)
         return
     if not (state.live and state.pid and is_running(state.pid, state.more.get("process_start"))):
-        raise RecipeError(f"{run.path.name} does not run on this machine; it is {state.state}")
+        raise Refusal("runs.not_here", name=run.path.name)
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(state.pid)
         for each in [*process.children(recursive=True), process]:
@@ -173,30 +156,24 @@ def delete_run(board: Board, run: RunDir, typed: str) -> None:
     """Remove a run's folder; its name must be typed.
 
     Raises:
-        RecipeError: another name, it runs, or it holds other runs.
+        Refusal: another name, it runs, or it holds other runs.
     """
     if typed.strip() != run.path.name:
-        raise RecipeError(f"type the name {run.path.name} to delete it")
+        raise Refusal("runs.type_it", name=run.path.name)
     if run.path == board.root or run.path == board.runs or not run.path.is_relative_to(board.root):
-        raise RecipeError(f"{run.path} is no run of this project")
+        raise Refusal("runs.no_run", name=run.path)
     if run.read_state().live:
-        raise RecipeError(f"{run.path.name} is running; stop it first")
+        raise Refusal("runs.stop_first", name=run.path.name)
     inside = [path for path in run.path.rglob("run.json") if path.parent != run.path]
     if inside:
-        raise RecipeError(f"other runs lie in it: {', '.join(board.shown(path.parent) for path in inside)}")
+        raise Refusal("runs.holds_runs", names=", ".join(board.shown(path.parent) for path in inside))
     shutil.rmtree(run.path)
 
 
 def start_export(board: Board, run: RunDir) -> Path:
     """Merge the run's adapter in a process of its own; the log is export.log in its folder."""
     log = run.path / "export.log"
-    words = [sys.executable, "-m", "llmforge.cli", "export", board.shown(run.path)]
-    with open(log, "wb") as out:
-        _children.append(
-            subprocess.Popen(
-                words, cwd=board.root, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
-            )
-        )
+    spawn(board, [sys.executable, "-m", "llmforge.cli", "export", board.shown(run.path)], log)
     return log
 
 

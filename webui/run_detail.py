@@ -20,6 +20,7 @@ from llmforge.webui.launch import CONSOLE, launched
 from llmforge.webui.markup import Safe, join, tag
 from llmforge.webui.problem import Trouble, mask, show_trouble
 from llmforge.webui.runs_table import badge
+from llmforge.webui.sentences import in_words, show_sentence
 from llmforge.webui.words import Words
 
 PHASES = ("check", "tokenise", "load", "train", "eval", "save", "done")
@@ -27,6 +28,7 @@ TAIL_BYTES = 96 << 10  # of a log; a run's log may be hundreds of megabytes
 TAIL_LINES = 400
 SAMPLES = 8
 PROBLEM = re.compile(r"(?i)\b(error|alarm|warning|warn|failed|failure|traceback|exception|killed)\b|cannot|forge-cli:")
+MEMORY = re.compile(r"(?i)out of memory|memory is full|memory runs out")
 ACTIONS = ("stop", "kill", "resume", "clone", "chat", "export", "delete")
 # Buttons under the numbers: each tells Python which one was pressed.
 SCRIPT = """
@@ -62,7 +64,7 @@ def head(words: Words, board: Board, row: RunRow, curve: Curve) -> Safe:
         _phases(words, row),
         meter if row.live or 0 < share < 100 else None,
         tag("dl", *numbers, class_="facts"),
-        [tag("p", alarm, class_="warn alarm") for alarm in row.alarms[-3:]],
+        [tag("p", show_sentence(words, alarm), class_="warn alarm") for alarm in row.alarms[-3:]],
         trouble(words, board, row),
         class_="run-head",
         aria_live="off",
@@ -73,16 +75,17 @@ def trouble(words: Words, board: Board, row: RunRow) -> Safe | None:
     """Why a run ended early, and what to do."""
     if row.state not in ("failed", "lost", "stopped"):
         return None
-    what = words(f"runs.ended.{row.state}", name=row.name)
     if row.state == "stopped" and not row.error:
         return tag("p", words("runs.can_resume"), class_="note")
     why = row.error or words("runs.lost_why")
     first, _, rest = why.partition("\n")
-    fix = words("runs.fix_memory") if "out of memory" in why.lower() or "SIGKILL" in why else words("runs.fix_resume")
+    first = in_words(words, first)
+    what = words(f"runs.ended.{row.state}", name=row.name, why=first)
+    if row.state == "stopped":
+        return tag("p", what, " ", words("runs.can_resume"), class_="note")
+    fix = words("runs.fix_memory") if MEMORY.search(why) else words("runs.fix_resume")
     if row.phase == "check" and row.step == 0 and row.state == "failed":
         fix = words("runs.fix_clone")
-    if row.state == "stopped":
-        return tag("p", f"{what} {first}. ", words("runs.can_resume"), class_="note")
     return show_trouble(words, Trouble(what, first, fix, rest or tail(board.root / row.name / CONSOLE)[-4000:]))
 
 

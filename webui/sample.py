@@ -8,8 +8,8 @@ import shutil
 from llmforge.config.paths import bundled
 from llmforge.data.registry import INFO_NAME
 from llmforge.datagen.register import add_entries
-from llmforge.errors import RecipeError
 from llmforge.webui.board import Board
+from llmforge.webui.refusal import Refusal
 
 SETS = ("report_classify_en_train", "report_classify_en_test", "report_classify_zh_train", "report_classify_zh_test")
 FIRST = {"en": "report_classify_en_train", "zh": "report_classify_zh_train"}
@@ -24,7 +24,7 @@ def add_sample(board: Board) -> list[str]:
     """
     source = bundled("data")
     if source is None:
-        raise RecipeError("the sample data did not come with this installation of Forge")
+        raise Refusal("home.no_sample")
     entries = json.loads((source / INFO_NAME).read_text(encoding="utf-8"))
     board.data.mkdir(exist_ok=True)
     registry = board.data / INFO_NAME

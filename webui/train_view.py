@@ -9,6 +9,7 @@ from llmforge.webui.estimate import Guess
 from llmforge.webui.form import Given
 from llmforge.webui.form import wrong as form_wrong
 from llmforge.webui.markup import Safe, tag
+from llmforge.webui.sentences import in_words, show_sentence
 from llmforge.webui.words import Words
 
 FIX = """
@@ -43,14 +44,14 @@ def show_check(
         tag("p", words("train.fine"), class_="good verdict", role="status"),
         tag("dl", *numbers, class_="facts"),
         tag("p", words("train.tight"), class_="warn") if tight else None,
-        tag("ul", *(tag("li", remark) for remark in found.remarks), class_="remarks", lang="en")
+        tag("ul", *(tag("li", show_sentence(words, remark)) for remark in found.remarks), class_="remarks")
         if found.remarks
         else None,
         tag("details", tag("summary", words("train.first_row")), preview) if preview else None,
         tag(
             "details",
             tag("summary", words("train.told")),
-            tag("pre", "\n".join(found.fine), lang="en", class_="log"),
+            tag("ul", *(tag("li", show_sentence(words, line)) for line in found.fine), class_="told"),
         ),
         class_="check",
     )
@@ -64,16 +65,25 @@ def _memory(words: Words, guess: Guess, device: Device | None) -> str:
 
 
 def _problem(words: Words, number: int, wrong: Wrong, given: Given) -> Safe:
-    """A problem in the reader's language where the form knows it, else in the checker's words."""
-    told = form_wrong(words, wrong.key, given.get(wrong.key))
-    if wrong.fix == "rename":
-        told = words("train.no_such_key")
+    """A problem with its key, and the button that puts it right."""
     button = None
     if wrong.fixed is not None:
         text = words(f"train.fix_{wrong.fix}", to=wrong.to, key=wrong.key)
         button = tag("button", text, type="button", class_="button", data_fix=number)
-    message = told or tag("span", wrong.message, lang="en")
+    message = _by_form(words, wrong, given) or show_sentence(words, wrong.message)
     return tag("li", tag("code", wrong.key) if wrong.key else None, " ", message, " ", button)
+
+
+def told_of(words: Words, wrong: Wrong, given: Given) -> str:
+    """A problem in the reader's language, as it stands at its field."""
+    return _by_form(words, wrong, given) or in_words(words, wrong.message)
+
+
+def _by_form(words: Words, wrong: Wrong, given: Given) -> str | None:
+    """What the form itself knows to be wrong with a key."""
+    if wrong.fix == "rename":
+        return words("train.no_such_key")
+    return form_wrong(words, wrong.key, given.get(wrong.key))
 
 
 def show_facts(words: Words, names: list[str], counts: dict[str, int | None]) -> Safe:

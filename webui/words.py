@@ -30,6 +30,14 @@ def texts(language: str) -> Mapping[str, str]:
     return found
 
 
+@functools.cache
+def key_help(language: str) -> Mapping[str, str]:
+    """What recipe keys are for, by name; empty for English, which the schema itself holds."""
+    path = FOLDER / f"key_help.{language}.json"
+    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
+
+
 def mark(key: str) -> Any:
     """A text in a component's label, value or placeholder, translated when the page is sent.
 

@@ -78,13 +78,18 @@ def test_bad_values_are_told_in_the_readers_language(name, value):
     assert form.wrong(Words("en"), name, value).startswith("Got ")
 
 
-def test_a_search_finds_settings_by_name_first():
-    assert form.advanced("warmup", "", "sft")[0].name == "warmup_steps"
-    names = [key.name for key in form.advanced("", "rl", "ppo")]
-    assert "ppo_clip" in names
-    assert "ppo_clip" not in [key.name for key in form.advanced("", "rl", "sft")]
-    assert not {key.name for key in form.advanced("", "", "sft")} & {*form.FIELDS, "hf_hub_token", "output_dir"}
-    assert {key.name for key in form.advanced("", "", "sft")} < {k.name for g in keys_of("train").values() for k in g}
+def test_a_search_finds_settings_by_name_first_and_by_what_they_are_for_in_both_languages():
+    words = Words("zh")
+
+    def found(search: str, group: str, stage: str) -> list[str]:
+        return [key.name for key in form.advanced(words, search, group, stage)]
+
+    assert found("warmup", "", "sft")[0] == "warmup_steps"
+    assert "warmup_steps" in found("预热", "", "sft")
+    assert "ppo_clip" in found("", "rl", "ppo")
+    assert "ppo_clip" not in found("", "rl", "sft")
+    assert not {*found("", "", "sft")} & {*form.FIELDS, "hf_hub_token", "output_dir"}
+    assert {*found("", "", "sft")} < {k.name for g in keys_of("train").values() for k in g}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from llmforge.errors import RecipeError
@@ -55,13 +56,46 @@ def test_a_run_waits_for_its_device_and_can_leave_the_line(board):
         leaves = launch.start_run(board, "leaves", BROKEN, ["cpu"])
         time.sleep(1.5)
         assert [run.read_state().state for run in (waits, leaves)] == ["queued", "queued"]
-        with pytest.raises(RecipeError, match="queued"):
+        with pytest.raises(RecipeError, match="going on already"):
             launch.resume_run(board, waits)
         launch.stop_run(leaves)
         wait(leaves, "stopped")
         assert waits.read_state().state == "queued"
     wait(waits, "failed")
     assert leaves.read_state().state == "stopped"
+
+
+def test_the_line_outlives_the_board_that_filled_it(board):
+    script = (
+        "import os, pathlib, sys\n"
+        "from llmforge.webui import launch\n"
+        "from llmforge.webui.board import Board\n"
+        "launch.start_run(Board(pathlib.Path(sys.argv[1])), 'left', sys.argv[2], ['cpu'])\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    with device_lock(["cpu"], 0, nothing):
+        ended = subprocess.run([sys.executable, "-c", script, board.root, BROKEN], check=False)
+        assert ended.returncode == -9
+        left = RunDir(board.runs / "left")
+        time.sleep(1.0)
+        assert left.read_state().state == "queued"
+    wait(left, "failed")
+
+
+def test_a_run_keeps_its_device_when_only_its_waiting_process_is_killed(board):
+    run = RunDir(board.runs / "endless")
+    run.path.mkdir(parents=True)
+    launch.begin(board, run, ["cpu"], ["webui", "port=0"])  # a command that does not end by itself
+    wait(run, "starting")
+    waiter = psutil.Process(launch.launched(run)["pid"])
+    while not (children := waiter.children()):
+        time.sleep(0.05)
+    os.kill(waiter.pid, 9)
+    after = launch.start_run(board, "after", BROKEN, ["cpu"])
+    time.sleep(1.5)
+    assert after.read_state().state == "queued"
+    children[0].terminate()
+    wait(after, "failed")
 
 
 def test_a_killed_waiter_does_not_hold_up_the_line(board):
@@ -123,7 +157,7 @@ def test_a_run_of_the_command_line_is_killed_with_its_children(board):
 
 def test_names_of_runs_are_names_and_taken_ones_are_refused(board):
     for name in ("", "../x", "a/b", ".hidden", "a b", "x" * 81):
-        with pytest.raises(RecipeError, match="a run's name"):
+        with pytest.raises(RecipeError, match="A run's name"):
             launch.start_run(board, name, BROKEN, ["cpu"])
     (board.runs / "燕尾").mkdir(parents=True)
     with pytest.raises(RecipeError, match="is there already"):
@@ -135,7 +169,7 @@ def test_a_run_is_deleted_only_when_its_name_is_typed(board):
     run = RunDir(board.runs / "old")
     run.path.mkdir(parents=True)
     run.write_state(state="finished")
-    with pytest.raises(RecipeError, match="type the name old"):
+    with pytest.raises(RecipeError, match="Type the name old"):
         launch.delete_run(board, run, "runs/old")
     launch.delete_run(board, run, " old ")
     assert not run.path.exists()

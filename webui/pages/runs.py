@@ -103,7 +103,7 @@ def build(board: Board) -> None:
         told = tag("p", words("runs.deleted"), class_="note", role="status")
         return [name, told, gr.Row(visible=False), *view.fill(request, name, *others)]
 
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     gr.on(None, start, None, [opened, tabs, *outputs], **quiet)
     address = "(run) => { history.replaceState(null, '', location.pathname + '?run=' + encodeURIComponent(run)); }"
     table.select(select, inputs, [opened, tabs, delete_row, notice, *outputs], **quiet).then(
