@@ -10,7 +10,7 @@ import transformers
 from torch import nn
 
 from llmforge.infer.local import packed
-from llmforge.infer.local.packed import MOST_ROWS, PackedLinear, Packing, filled_up, is_faster, pack
+from llmforge.infer.local.packed import KNOWN_ROWS, MOST_ROWS, PackedLinear, Packing, filled_up, is_faster, pack
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
@@ -47,14 +47,16 @@ def test_rows_are_filled_up_to_few_different_numbers():
     assert [filled_up(count) for count in (1, 4, 5, 16, 17, 64, 65, 128, 129, 256)] == [
         4, 4, 8, 16, 24, 64, 80, 128, 160, 256,
     ]  # fmt: skip
-    assert len({filled_up(count) for count in range(1, MOST_ROWS + 1)}) == 18
+    assert {filled_up(count) for count in range(MOST_ROWS + 1)} == KNOWN_ROWS
+    assert len(KNOWN_ROWS) == 18
 
 
 def test_more_rows_than_the_most_are_computed_in_pieces():
     torch.manual_seed(0)
     layer = nn.Linear(8, 16).requires_grad_(False)
-    x = torch.randn(3, 200, 8)
-    assert torch.allclose(PackedLinear(layer)(x), layer(x), atol=1e-6)
+    for shape in ((3, 200, 8), (1, 3, 8), (4, 8), (1, 16, 8), (0, 8)):
+        x = torch.randn(shape)
+        assert torch.allclose(PackedLinear(layer)(x), layer(x), atol=1e-6)
 
 
 def test_plain_weights_are_given_up_except_those_that_the_embedding_shares(model):

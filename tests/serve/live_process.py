@@ -40,12 +40,6 @@ class Process:
         own = psutil.Process(self.process.pid)
         return sum(process.memory_info().rss for process in (own, *own.children(recursive=True)))
 
-    def cpu_s(self):
-        """CPU seconds of the server and its workers until now."""
-        own = psutil.Process(self.process.pid)
-        times = [process.cpu_times() for process in (own, *own.children(recursive=True))]
-        return sum(each.user + each.system for each in times)
-
     def num_logged(self):
         return len(self.log.read_text().splitlines())
 
@@ -62,11 +56,7 @@ class Process:
 
     def gauges(self):
         """Requests in server and engine."""
-        text = httpx.get(f"{self.url}/metrics", headers={"Authorization": "Bearer one"}).text
-        return {
-            name: float(re.search(rf"^forge_{name} (\S+)", text, re.MULTILINE)[1])
-            for name in ("running", "waiting", "engine_running", "engine_waiting")
-        }
+        return gauges(httpx.get(f"{self.url}/metrics", headers=HEADERS).text)
 
     def is_idle(self, within_s=5.0):
         ends_at = time.monotonic() + within_s
@@ -82,6 +72,7 @@ class Process:
         body, headers = {**SHORT, **changes}, {"Authorization": f"Bearer {key}"}
         async with session.post(f"{self.url}/v1/chat/completions", json=body, headers=headers) as response:
             answer = await response.json()
+            assert response.status != 429 or int(response.headers["Retry-After"]) >= 1
             tokens = answer["usage"]["completion_tokens"] if response.status == 200 else 0
             return response.status, time.monotonic() - started, tokens
 
@@ -89,6 +80,14 @@ class Process:
         """The exit code after SIGTERM."""
         self.process.terminate()
         return self.process.wait(timeout=60)
+
+
+def gauges(text):
+    """Requests in the line and in the engine, of what /metrics says."""
+    return {
+        name: float(re.search(rf"^forge_{name} (\S+)", text, re.MULTILINE)[1])
+        for name in ("running", "waiting", "engine_running", "engine_waiting")
+    }
 
 
 def session():

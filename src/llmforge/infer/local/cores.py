@@ -23,8 +23,8 @@ def usable_cores() -> int:
 class SharedCores:
     """Cores in equal parts, one for each of several forked workers; who works alone borrows those of the others.
 
-    A part is a byte of a file, locked by the worker that computes on it; a borrowed one for a step at a time. So a worker
-    that begins waits for the step under way, without spinning, and the kernel unlocks what a killed one held.
+    A part is a byte of a file, locked by whoever computes on it; a borrowed one for a step at a time. So one that
+    begins waits for the step under way, without spinning, and the kernel unlocks what a killed one held.
 
     Args:
         fixed: threads of every worker, whoever else is at work; None shares all cores.

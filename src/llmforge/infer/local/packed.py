@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 # these (up to, in steps of), and more are computed in pieces. Below four rows it takes a path that is slower than four.
 ROW_STEPS = ((16, 4), (64, 8), (128, 16), (256, 32))
 MOST_ROWS = ROW_STEPS[-1][0]
+KNOWN_ROWS = frozenset(rows for limit, step in ROW_STEPS for rows in range(step, limit + 1, step))
 TRIAL_ROWS = 8
 TRIALS = 5
 TRIAL_BYTES = 128 << 20
@@ -41,15 +42,14 @@ class PackedLinear:
         self.product = torch.ops.mkldnn._linear_pointwise.default
 
     def __call__(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        count = len(rows)
+        count = x.numel() // x.shape[-1]
+        if count in KNOWN_ROWS:  # as most are; what follows costs as much as the product of a small layer
+            return self.product(x, self.weight, self.bias, "none", [], "")
+        rows = x.reshape(count, x.shape[-1])
         if count > MOST_ROWS:
             return torch.cat([self(piece) for piece in rows.split(MOST_ROWS)]).view(*x.shape[:-1], -1)
-        missing = filled_up(count) - count
-        if missing:
-            rows = F.pad(rows, (0, 0, 0, missing))
-        y: Tensor = self.product(rows, self.weight, self.bias, "none", [], "")
-        return (y[:count] if missing else y).view(*x.shape[:-1], -1)
+        y: Tensor = self(F.pad(rows, (0, 0, 0, filled_up(count) - count)))
+        return y[:count].view(*x.shape[:-1], -1)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedLinear:
         return self  # a copy of the model, made to look at it, shares its weights
@@ -58,7 +58,7 @@ class PackedLinear:
 def filled_up(count: int) -> int:
     """The rows that oneDNN computes for so many, at most MOST_ROWS."""
     step = next(step for limit, step in ROW_STEPS if count <= limit)
-    return -(-count // step) * step
+    return max(1, -(-count // step)) * step
 
 
 class Packing:

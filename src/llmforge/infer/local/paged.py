@@ -100,7 +100,7 @@ class Group:
     shared: Tensor | None  # (blocks,) that every row begins with, all before its new tokens
     positions: Tensor  # (rows, width) of the queries
     is_real: Tensor | None  # (rows * width,) where a query is no padding; None: all are real
-    _masks: dict[int | None, Tensor] = field(default_factory=dict)
+    _masks: dict[tuple[int | None, int], Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, spans: Sequence[Span], device: torch.device, num_shared: int = 0) -> Group:
@@ -121,17 +121,24 @@ class Group:
             None if is_even else (torch.arange(width)[None] < counts).flatten().to(device),
         )
 
-    def mask(self, window: int | None, num_keys: int, dtype: torch.dtype) -> Tensor:
-        """What is added to the scores, (rows, 1, width, keys): 0 where a query sees a key, -inf elsewhere."""
-        if window not in self._masks:
+    def mask(self, window: int | None, num_keys: int, num_sharing: int, dtype: torch.dtype) -> Tensor:
+        """What is added to the scores: 0 where a query sees a key, -inf elsewhere; made once for all layers alike.
+
+        Args:
+            num_sharing: heads whose queries follow each other.
+
+        Returns:
+            (rows, 1, num_sharing * width, keys), or (rows, 1, 1, keys) where every query of a row sees the same.
+        """
+        if (window, num_sharing) not in self._masks:
             first = 0 if self.shared is None else len(self.shared) * BLOCK_SIZE
             keys = torch.arange(first, first + num_keys, device=self.positions.device)
             seen = keys <= self.positions[..., None]
             if window is not None:
                 seen &= self.positions[..., None] - keys < window
-            mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-            self._masks[window] = mask.masked_fill_(~seen, -torch.inf)[:, None]
-        return self._masks[window]
+            mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)[:, None]
+            self._masks[window, num_sharing] = mask if seen.shape[1] == 1 else mask.repeat(1, 1, num_sharing, 1)
+        return self._masks[window, num_sharing]
 
 
 @dataclass
@@ -251,12 +258,10 @@ def attend_group(
     kv_heads = keys.shape[2]
     num_sharing = query.shape[1] // kv_heads  # heads of one key head
     k, v = (gathered(pool, group.tables, rows) for pool in (keys, values))
-    mask = group.mask(window, k.shape[2], query.dtype)
+    mask = group.mask(window, k.shape[2], num_sharing, query.dtype)
     # The heads that share a key head fold into the query length, so that keys and values are not repeated.
     folded = query.view(rows, width, kv_heads, num_sharing, -1)
     q = folded.permute(0, 2, 3, 1, 4).flatten(2, 3)
-    if width > 1:
-        mask = mask.repeat(1, 1, num_sharing, 1)
     sums = None
     if cap is not None:
         scores = cap * torch.tanh(q @ k.transpose(-1, -2) * scale / cap) + mask
