@@ -19,6 +19,7 @@ from llmforge.model.text import load_text
 from llmforge.webui.charts import histogram
 from llmforge.webui.markup import Safe, tag
 from llmforge.webui.refusal import Refusal
+from llmforge.webui.sentences import show_sentence
 from llmforge.webui.words import Words
 
 NAMED_ROWS = 12  # row numbers listed for each cause
@@ -75,7 +76,10 @@ def show_examples(
 ) -> Safe:
     """A few rows as conversations, and what was left out on the way to them; `legend` says what the colours mean."""
     cards = [_example(words, example, reader) for example in examples]
-    lost = [tag("li", words("data.row", n=source.row), ": ", why) for source, why in report.rejected[:NAMED_ROWS]]
+    lost = [
+        tag("li", words("data.row", n=source.row), ": ", show_sentence(words, why))
+        for source, why in report.rejected[:NAMED_ROWS]
+    ]
     return tag(
         "div",
         tag("p", words("data.legend_learned" if reader else "data.legend_no_model"), class_="calm") if legend else None,
@@ -105,7 +109,7 @@ def _example(words: Words, example: Example, reader: Reader | None) -> Safe:
         tag("header", " · ".join(head)),
         tag("div", *bubbles, class_="chat"),
         tag("details", tag("summary", words("data.as_read")), *texts) if texts else None,
-        tag("p", "; ".join(remarks), class_="warn") if remarks else None,
+        tag("ul", *(tag("li", show_sentence(words, one)) for one in remarks), class_="warn") if remarks else None,
         class_="card row-card",
     )
 
@@ -135,11 +139,12 @@ def show_findings(words: Words, found: Findings) -> Safe:
     report = found.report
     causes: list[tuple[str, str, list[int]]] = []
     for reason in report.reasons():
-        causes.append(("bad", reason, [source.row for source, why in report.rejected if why == reason]))
+        rows = [source.row for source, why in report.rejected if why == reason]
+        causes.append(("bad", show_sentence(words, reason), rows))
     fixed: dict[str, list[int]] = {}
     for source, what in report.fixed:
         fixed.setdefault(what, []).append(source.row)
-    causes += [("warn", what, rows) for what, rows in fixed.items()]
+    causes += [("warn", show_sentence(words, what), rows) for what, rows in fixed.items()]
     double = found.duplicates
     if double["rows"]:
         repeated = [row for group in double["groups"] for row in group[1:]]
@@ -171,7 +176,7 @@ def show_findings(words: Words, found: Findings) -> Safe:
         table if lines else tag("p", words("data.no_problems"), class_="good"),
         _labels(words, found.labels) if found.labels else None,
         _lengths(words, found.lengths),
-        tag("ul", *(tag("li", note) for note in report.notes)) if report.notes else None,
+        tag("ul", *(tag("li", show_sentence(words, note)) for note in report.notes)) if report.notes else None,
         class_="doctor",
     )
 

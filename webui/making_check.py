@@ -14,6 +14,7 @@ from llmforge.webui.form import expectation
 from llmforge.webui.making import to_text, values_of
 from llmforge.webui.markup import Safe, tag
 from llmforge.webui.refusal import Refusal
+from llmforge.webui.sentences import in_words
 from llmforge.webui.words import Words
 
 LINE = re.compile(r"^(?:\S.*? )??(?:line \d+: )?([a-z_][\w.]*): (.*)")
@@ -57,13 +58,17 @@ def told(words: Words, wrong: Wrong, text: str) -> str:
         return words("make.missing")
     key, values = dataset_keys().get(wrong.key), _values(text)
     if key is None or wrong.key not in values:
-        return wrong.message
+        return in_words(words, wrong.message)
     value = values[wrong.key]
     try:
         fine = check(convert(value, key.type), key.rule, key.type, key.choices, value) is None
     except ValueError:
         fine = False
-    return wrong.message if fine else words("train.wrong", got=shown(value), expected=expectation(words, key))
+    return (
+        in_words(words, wrong.message)
+        if fine
+        else words("train.wrong", got=shown(value), expected=expectation(words, key))
+    )
 
 
 def show_problems(words: Words, found: list[Wrong], text: str) -> Safe:

@@ -24,7 +24,8 @@ from llmforge.model.sources import local_folder
 from llmforge.process import is_running, process_start
 from llmforge.runs import LIVE_STATES, RunState, atomic_write, list_runs, read_manifest
 from llmforge.webui.board import Board
-from llmforge.webui.jobs import spawn, tail
+from llmforge.webui.detached import spawn
+from llmforge.webui.jobs import tail
 from llmforge.webui.noted import EXIT
 from llmforge.webui.refusal import Refusal
 

@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("llmforge.webui")
+from llmforge.data.entry import DatasetEntry
 from llmforge.data.read import read_examples
 from llmforge.data.registry import load_registry
 from llmforge.errors import RecipeError
 from llmforge.webui.board import Board
 from llmforge.webui.data_copy import save_usable
 from llmforge.webui.data_source import Meaning, add, look, preview
+from llmforge.webui.sentences import translated
+from llmforge.webui.words import Words
 
 
 @pytest.fixture
@@ -119,3 +122,18 @@ def test_a_copy_holds_the_usable_rows_as_they_are_and_the_file_stays(board: Boar
     examples, report = read_examples(load_registry(board.data)["help_usable"], stage="sft")
     assert (len(examples), report.rejected) == (2, [])
     assert save_usable(board, "help")[1] == 2  # an earlier copy is replaced
+
+
+def test_why_rows_are_left_out_is_told_in_chinese(board: Board) -> None:
+    rows = [
+        {"instruction": "问", "output": "答"},
+        {"instruction": "问", "output": ""},
+        {"instruction": 7, "output": "答"},
+        {"output": "答"},
+        [1],
+    ]
+    (board.data / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, report = read_examples(DatasetEntry("rows", board.data / "rows.jsonl"), stage="sft")
+    told = [translated(Words("zh"), reason) for reason in report.reasons()]
+    assert None not in told
+    assert "回答是空的" in told

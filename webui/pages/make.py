@@ -209,7 +209,7 @@ def _fixed(found: list[Wrong], now: str, event: gr.EventData) -> list[Any]:
     text = found[event.number].fixed if event.number < len(found) else None
     if text is None:
         return [gr.skip()] * (len(FIELDS) + 3)
-    return [text, *fields_of(text), text, ""]
+    return [text, *(gr.update(value=value, **_under("")) for value in fields_of(text)), text, ""]
 
 
 def _under(wrong: str) -> dict[str, Any]:
