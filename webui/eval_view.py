@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llmforge.eval.compare import Comparison, Pair, values_of
+from llmforge.eval.compare import Change, Comparison, Pair, values_of
 from llmforge.webui.charts import before_after
 from llmforge.webui.markup import Safe, tag
 from llmforge.webui.review_view import marked
@@ -15,7 +15,7 @@ from llmforge.webui.words import Words
 
 RESULTS = "predict_results.json"
 SHOWN = 50  # rows of the list
-CHANGES = ("worse", "better", "same", "unscored")
+CHANGES: tuple[Change, ...] = ("worse", "better", "same", "unscored")
 FIRST = 8  # metrics in the chart
 
 

@@ -202,8 +202,8 @@ def build(board: Board) -> None:
         button.click(acts[name], inputs, outputs, **act)
     save.click(acted(saved), inputs, outputs, **act)
     back.click(mover(0), inputs, outputs, **act)
-    for part in (listing, similar):
-        part.select(picked, place, outputs, **quiet)
+    for rows in (listing, similar):
+        rows.select(picked, place, outputs, **quiet)
     gr.on([kept.input, search.submit], filtered, [place, kept, search], outputs, **quiet)
     alike.click(likenesses, place, similar, **quiet)
     keys.click(told_keys, None, trouble, **quiet)
