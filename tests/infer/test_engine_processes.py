@@ -26,11 +26,12 @@ from llmforge.infer.protocol import (
     TokenIds,
 )
 
+WORDS = ["template=chatml", "replicas=2", "served_model_name=tiny"]
+
 
 @pytest.fixture(scope="module")
 def recipe(tiny_model_dir):
-    words = [f"model_name_or_path={tiny_model_dir}", "template=chatml", "replicas=2", "served_model_name=tiny"]
-    return load_recipe(words, "api")
+    return load_recipe([*WORDS, f"model_name_or_path={tiny_model_dir}"], "api")
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,7 @@ def test_two_workers_give_the_replies_of_one_core_and_share_what_they_are_told(r
     assert stats.completion_tokens == 8 * (12 + 8 + 1)
 
 
-def test_a_killed_worker_takes_only_the_replies_it_had_begun(recipe, core):
+def test_a_killed_worker_takes_only_the_replies_it_had_begun(tiny_model_dir, core):
     async def scenario(engine):
         long = [asking(5, i, max_new_tokens=480) for i in range(4)]
         running = [engine.generate(request) for request in long]
@@ -124,6 +125,7 @@ def test_a_killed_worker_takes_only_the_replies_it_had_begun(recipe, core):
     async def rest_of(pieces):
         return [piece async for piece in pieces][-1].finish_reason
 
+    recipe = load_recipe([*WORDS, f"model_name_or_path={tiny_model_dir}", "threads=1"], "api")  # each has two of them
     ended, after, stats = run(recipe, scenario)
     assert sorted(str(end) if isinstance(end, str) else type(end).__name__ for end in ended) == [
         "EngineUnavailable",

@@ -14,6 +14,8 @@ from llmforge.data.tokenizer import load_tokenizer
 from llmforge.errors import RecipeError
 from llmforge.infer.local.core import LocalCore
 from llmforge.infer.local.engine import LocalEngine
+from llmforge.infer.local.fleet import ThreadFleet
+from llmforge.infer.local.messages import Begin
 from llmforge.infer.local.served import ServedModels
 from llmforge.infer.protocol import (
     Conversation,
@@ -334,3 +336,68 @@ def test_a_dead_worker_leaves_nobody_waiting(core):
     results, is_ready = asyncio.run(scenario())
     assert [type(result) for result in results] == [EngineUnavailable] * 3
     assert not is_ready
+
+
+class Silent:
+    """A worker that takes jobs and never answers."""
+
+    max_rows = 64
+
+    def __init__(self):
+        self.begun = []
+
+    def start(self, hear):
+        pass
+
+    def send(self, message):
+        if isinstance(message, Begin):
+            self.begun.append(message.job.prompt_ids)
+
+
+class SilentFleet(ThreadFleet):
+    def __init__(self, served, together):
+        super().__init__(served)
+        self.workers, self.together = [Silent(), Silent()], together
+
+    def stop(self):
+        pass
+
+
+@pytest.mark.parametrize(("together", "expected"), [(8, [(0, 0), (4, 0), (8, 2), (8, 5), (10, 10)]),
+                                                    (0, [(0, 0), (2, 2), (5, 5), (7, 6), (10, 10)])])  # fmt: skip
+def test_the_first_few_rows_share_the_worker_that_can_borrow_the_cores_of_the_other(core, together, expected):
+    async def story():
+        fleet = SilentFleet(ServedModels(core, [ModelCard("tiny", "tiny", None, 512)]), together)
+        engine = LocalEngine(fleet)
+        await engine.start()
+        asked, found = [], []
+        for count in (0, 4, 6, 3, 7):
+            for _ in range(count):
+                asked.append(asyncio.create_task(collect(engine, asking(5, 6, len(asked)))))
+                while sum(len(worker.begun) for worker in fleet.workers) < len(asked):
+                    await asyncio.sleep(0)
+            found.append(tuple(len(worker.begun) for worker in fleet.workers))
+        await engine.stop()
+        ended = await asyncio.gather(*asked, return_exceptions=True)
+        assert {type(end) for end in ended} == {EngineUnavailable}
+        return found
+
+    assert asyncio.run(story()) == expected
+
+
+def test_a_request_goes_where_its_prefix_is_known_until_that_worker_has_more_to_do(core):
+    async def story():
+        fleet = SilentFleet(ServedModels(core, [ModelCard("tiny", "tiny", None, 512)]), 0)
+        engine = LocalEngine(fleet)
+        await engine.start()
+        asked = []
+        for ids in ((5,) * 96, (7,) * 96, (5,) * 96, (5,) * 96, (5,) * 96, (5,) * 96):
+            asked.append(asyncio.create_task(collect(engine, asking(*ids))))
+            while sum(len(worker.begun) for worker in fleet.workers) < len(asked):
+                await asyncio.sleep(0)
+        await engine.stop()
+        await asyncio.gather(*asked, return_exceptions=True)
+        return [[ids[0] for ids in worker.begun] for worker in fleet.workers]
+
+    # 32 tokens of a reply each, and what is not known of a prompt: 128 and 128, 160, 192, 224, then 256 here or there.
+    assert asyncio.run(story()) == [[5, 5, 5, 5, 5], [7]]

@@ -1,8 +1,8 @@
 """LocalEngine: workers with a core each behind the async engine protocol, and one line of requests before them.
 
-A request waits here until a worker has room, the most important and oldest first. It goes to the worker that has the
-least left to compute with it, so the one that knows its prefix is preferred until it is busier than the others by more
-than that prefix is worth.
+A request waits here until a worker has room, the most important and oldest first. The first few go to one worker, which
+has the cores of the others then. A further one goes to the worker that has the least left to compute with it: one that
+knows its prefix is preferred until it is busier than the others by more than that prefix is worth.
 """
 
 from __future__ import annotations
@@ -374,12 +374,18 @@ class LocalEngine:
             posts = [post for post in self._posts if post.has_room(ticket.job)]
             if not posts:
                 return
-            post = min(posts, key=lambda post: (post.cost(ticket.job)[0], post.number))
+            post = self._best(posts, ticket.job)
             ticket.post, ticket.work = post, post.cost(ticket.job)[1]
             post.tickets[ticket.number] = ticket
             post.prefixes.add(ticket.job.adapter, ticket.job.prompt_ids)
             self._take_out(ticket)
             post.worker.send(Begin(ticket.number, ticket.job))
+
+    def _best(self, posts: Sequence[Post], job: Job) -> Post:
+        few = [post for post in posts if post.tickets and post.num_rows + job.num_rows <= self.fleet.together]
+        if few:
+            return max(few, key=lambda post: post.num_rows)
+        return min(posts, key=lambda post: (post.cost(job)[0], post.number))
 
     def _pass(self, loop: asyncio.AbstractEventLoop, post: Post, message: Any) -> None:
         """A message from a worker, in its thread."""

@@ -29,6 +29,7 @@ class Fleet(Protocol):
     cards: MutableMapping[str, ModelCard]
     capabilities: Capabilities
     workers: Sequence[Worker]
+    together: int  # so many rows are done sooner by one worker alone than by several
 
     def prepare(self) -> None:
         """Bring the workers into being; may take seconds."""
@@ -49,6 +50,8 @@ class Fleet(Protocol):
 
 class ThreadFleet:
     """One worker, in a thread of this process."""
+
+    together = 0
 
     def __init__(self, served: ServedModels):
         from llmforge.infer.local.thread_worker import ThreadWorker

@@ -49,7 +49,7 @@ class PackedLinear:
         if count > MOST_ROWS:
             return torch.cat([self(piece) for piece in rows.split(MOST_ROWS)]).view(*x.shape[:-1], -1)
         y: Tensor = self(F.pad(rows, (0, 0, 0, filled_up(count) - count)))
-        return y[:count].view(*x.shape[:-1], -1)
+        return y[:count].view(*x.shape[:-1], y.shape[-1])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedLinear:
         return self  # a copy of the model, made to look at it, shares its weights

@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 START = "import sys; from llmforge.infer.local.child import main; sys.exit(main(int(sys.argv[1])))"
 MAX_DEATHS = 3  # workers are made anew so often within DEATHS_S; then something is wrong with all of them
 DEATHS_S = 60.0
+# A step of few rows waits for its weights to come from memory. One worker reads them once for all rows, with the cores
+# of the others.
+TOGETHER = 8
 
 
 class ProcessWorker:
@@ -72,6 +75,7 @@ class ProcessFleet:
         theirs.close()
         self.control = Connection(ours.detach())
         self.workers: list[ProcessWorker] = []
+        self.together = TOGETHER if self._threads is None else 0
         self._deaths: list[float] = []
         self._calls = 0
         self._talking = threading.Lock()  # one question to the process at a time

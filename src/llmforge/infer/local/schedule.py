@@ -3,6 +3,9 @@
 Rows are admitted in the order of priority and arrival, when the cache has room for all their tokens and a spare block
 for every row that runs. A row that needs a block when none is left takes it from the row that came last, which waits
 again and is computed again later.
+
+When many requests come at once, the last of them waits for all prompts before its own, and then writes its reply in
+steps that read the prompts of those who came later. Where many wait, some steps read none for its sake.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ from dataclasses import dataclass
 
 from llmforge.infer.local.blocks import BlockPool
 from llmforge.infer.local.row import Row
+
+READS = 2  # steps with prompts before one without, where more rows wait than are written
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class Schedule:
         self._fresh: list[int] = []  # blocks published by the last step
         self._last_turn: dict[str | None, int] = {}  # adapter -> step it was last part of
         self._steps = itertools.count()
+        self._steps_with_prompts = 0  # one after the other, until now
 
     def add(self, row: Row) -> None:
         self.waiting.append(row)
@@ -74,7 +80,9 @@ class Schedule:
                 self._make_room(row)
         decoding = [row for row in self.running if row.has_drawn and id(row) in chosen]
         parts = [self._part(row, row.num_pending) for row in decoding]
-        budget = max(self.chunk - len(parts), self.chunk // 2)
+        # Those who have waited longest come to their end sooner; those behind them, whose turn has not come, lose little.
+        rests = self._steps_with_prompts >= READS and len(self.waiting) > len(decoding) > 0
+        budget = 0 if rests else max(self.chunk - len(parts), self.chunk // 2)
         for row in [row for row in self.running if not row.has_drawn and id(row) in chosen]:
             if budget > 0:
                 self._find_more(row)
@@ -85,6 +93,7 @@ class Schedule:
                 break
             parts.append(self._part(row, min(row.num_pending, budget)))
             budget -= parts[-1].count
+        self._steps_with_prompts = self._steps_with_prompts + 1 if len(parts) > len(decoding) else 0
         return parts
 
     def done(self, parts: list[Part]) -> None:
