@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
+from itertools import islice
 from typing import Any
 from urllib.parse import quote
 
@@ -18,16 +19,14 @@ from llmforge.webui.curves import Curve
 from llmforge.webui.index import RunRow, recipe_of
 from llmforge.webui.launch import CONSOLE, launched
 from llmforge.webui.markup import Safe, join, tag
-from llmforge.webui.problem import Trouble, mask, show_trouble
+from llmforge.webui.problem import Trouble, show_trouble
+from llmforge.webui.run_log import last_text
 from llmforge.webui.runs_table import badge
 from llmforge.webui.sentences import in_words, show_sentence
 from llmforge.webui.words import Words
 
 PHASES = ("check", "tokenise", "load", "train", "eval", "save", "done")
-TAIL_BYTES = 96 << 10  # of a log; a run's log may be hundreds of megabytes
-TAIL_LINES = 400
 SAMPLES = 8
-PROBLEM = re.compile(r"(?i)\b(error|alarm|warning|warn|failed|failure|traceback|exception|killed)\b|cannot|forge-cli:")
 MEMORY = re.compile(r"(?i)out of memory|memory is full|memory runs out")
 ACTIONS = ("stop", "kill", "resume", "clone", "chat", "export", "delete")
 # Buttons under the numbers: each tells Python which one was pressed.
@@ -86,7 +85,7 @@ def trouble(words: Words, board: Board, row: RunRow) -> Safe | None:
     fix = words("runs.fix_memory") if MEMORY.search(why) else words("runs.fix_resume")
     if row.phase == "check" and row.step == 0 and row.state == "failed":
         fix = words("runs.fix_clone")
-    return show_trouble(words, Trouble(what, first, fix, rest or tail(board.root / row.name / CONSOLE)[-4000:]))
+    return show_trouble(words, Trouble(what, first, fix, rest or last_text(board.root / row.name / CONSOLE)[-4000:]))
 
 
 def _phases(words: Words, row: RunRow) -> Safe | None:
@@ -148,46 +147,11 @@ def actions(words: Words, row: RunRow) -> Safe:
     return tag("div", *parts, class_="actions", role="toolbar", aria_label=words("runs.actions"))
 
 
-def tail(path: Path, most: int = TAIL_BYTES) -> str:
-    """The last part of a text file, from the start of a line."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(0, 2)
-            length = file.tell()
-            file.seek(max(length - most, 0))
-            text = file.read().decode("utf-8", errors="replace")
-    except OSError:
-        return ""
-    return text if length <= most else text.partition("\n")[2]
-
-
-def log(words: Words, run: RunDir, search: str, only_problems: bool) -> Safe:
-    """The last lines that match, with problems marked."""
-    text = tail(run.path / CONSOLE)
-    if not text:
-        return tag("p", words("runs.no_log"), class_="calm empty")
-    lines = [line.rpartition("\r")[2] for line in mask(text).splitlines()]
-    if search:
-        lines = [line for line in lines if search.lower() in line.lower()]
-    if only_problems:
-        lines = [line for line in lines if PROBLEM.search(line)]
-    shown = [tag("span", line + "\n", class_="bad") if PROBLEM.search(line) else line + "\n" for line in lines]
-    if not shown:
-        return tag("p", words("runs.no_match"), class_="calm empty")
-    return tag("pre", *shown[-TAIL_LINES:], class_="log", tabindex="0", role="region", aria_label=words("runs.tab.log"))
-
-
 def samples(words: Words, run: RunDir) -> Safe:
     """The first rows of generated_predictions.jsonl: what was asked, expected, and answered."""
-    rows = []
-    try:
-        with open(run.predictions_path, encoding="utf-8") as file:
-            for line in file:
-                rows.append(json.loads(line))
-                if len(rows) == SAMPLES:
-                    break
-    except (OSError, ValueError):
-        rows = rows[:SAMPLES]
+    rows: list[Any] = []
+    with contextlib.suppress(OSError, ValueError), open(run.predictions_path, encoding="utf-8") as file:
+        rows.extend(json.loads(line) for line in islice(file, SAMPLES))
     if not rows:
         return tag("div", tag("p", words("runs.no_samples"), class_="calm empty"))
     names = ("prompt", "label", "predict")

@@ -17,6 +17,7 @@ from llmforge.process import process_start
 from llmforge.runs import RunDir
 from llmforge.webui import launch
 from llmforge.webui.board import Board
+from llmforge.webui.servers import servers, stop_server
 
 pytestmark = pytest.mark.web
 PATIENCE_MS = 180_000 * web.SLOW
@@ -35,10 +36,16 @@ def project(tmp_path_factory, tiny_model_dir) -> Path:
     return root
 
 
+@pytest.fixture(scope="module", autouse=True)
+def line(tmp_path_factory) -> Iterator[None]:
+    """A line of its own before the processor."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FORGE_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
 @pytest.fixture(scope="module")
-def board(project, tmp_path_factory) -> Iterator[web.Board]:
-    before = os.environ.get("FORGE_HOME")
-    os.environ["FORGE_HOME"] = str(tmp_path_factory.mktemp("home"))  # a line of its own before the processor
+def board(project, line) -> Iterator[web.Board]:
     running = web.start_board(project)
     yield running
     running.stop()
@@ -47,10 +54,6 @@ def board(project, tmp_path_factory) -> Iterator[web.Board]:
         if run.read_state().live:
             launch.kill_run(run)
             ended(run)
-    if before is None:
-        del os.environ["FORGE_HOME"]
-    else:
-        os.environ["FORGE_HOME"] = before
 
 
 def ended(run: RunDir, *states: str) -> str:
@@ -102,75 +105,145 @@ def typed(page, where: str, text: str) -> None:
     page.keyboard.type(text)
 
 
-def test_a_first_run_by_mouse_touches_few_fields_and_ends_in_a_chat(board, project, open_page):
+class Touched:
+    """The page, by mouse; counts the fields that somebody had to touch."""
+
+    def __init__(self, page):
+        self.page, self.fields = page, []
+
+    def choose(self, field: str, text: str) -> None:
+        self.fields.append(field)
+        choose(self.page, field, text)
+
+    def click(self, field: str, where: str) -> None:
+        self.fields.append(field)
+        self.page.click(where)
+
+
+def test_from_an_empty_project_to_an_answer_by_mouse_with_few_fields(tmp_path, tiny_model_dir, open_page):
+    shutil.copytree(tiny_model_dir, tmp_path / "models/tiny")
+    running = web.start_board(tmp_path)
+    try:
+        page = open_page(running.url)
+        touched = Touched(page)
+        web.shoot(page, "home-empty")
+        page.click("#home-sample-button")
+        page.click("#home-told a")
+        page.wait_for_url("**/train?data=report_classify_en_train")
+        touched.choose("model_name_or_path", "models/tiny")
+        page.wait_for_selector("#train-model-told p")
+        page.click("#next-data")
+        page.wait_for_selector("#train-data-told li")
+        web.shoot(page, "train-data")
+        page.click("#next-method")
+        page.wait_for_selector("#train-preset input")
+        touched.click("preset", "#train-preset label >> nth=0")
+        page.wait_for_function("document.querySelector('#field-num_train_epochs :is(input, textarea)')?.value === '1'")
+        web.shoot(page, "train-method")
+        page.click("#next-check")
+        page.wait_for_selector(".check .good", timeout=PATIENCE_MS)
+        web.shoot(page, "train-check")
+        page.click("#next-run")
+        page.wait_for_function("document.querySelector('#field-name :is(input, textarea)')?.value")
+        web.shoot(page, "train-run")
+        page.click("#train-start")
+        page.wait_for_url("**/runs?run=runs/report_classify_en-lora", timeout=PATIENCE_MS)
+        shows(page, "finished")
+        web.shoot(page, "runs-finished")
+        assert page.query_selector("#runs-curves polyline")
+        assert (tmp_path / "runs/report_classify_en-lora/adapter_model.safetensors").is_file()
+        page.click("#run-actions a:has-text('Chat')")
+        page.wait_for_selector("#chat-status .good", timeout=PATIENCE_MS)
+        page.wait_for_function("document.querySelector('#chat-model-0 input')?.value", timeout=PATIENCE_MS)
+        touched.click("prompt", "#chat-prompt textarea")
+        page.keyboard.type("What is wrong with the printer?")  # the only thing that no mouse can do
+        page.click("#chat-send")
+        page.wait_for_selector(".side .assistant small:has-text('tokens in')", timeout=PATIENCE_MS)
+        assert len(touched.fields) <= 12
+    finally:
+        unload(running)
+
+
+def test_a_first_run_by_mouse_with_a_data_set_from_the_list(board, project, open_page):
     page = open_page(f"{board.url}/train")
-    choose(page, "model_name_or_path", "models/tiny")  # 1
+    choose(page, "model_name_or_path", "models/tiny")
     page.wait_for_selector("#train-model-told p")
     page.click("#next-data")
     page.wait_for_selector("#field-dataset input")
-    choose(page, "dataset", "floors")  # 2
+    choose(page, "dataset", "floors")
     page.wait_for_selector("#train-data-told li")
-    web.shoot(page, "train-data")
     page.keyboard.press("Escape")
     page.click("#next-method")
     page.wait_for_selector("#train-preset input")
-    page.click("#train-preset label >> nth=0")  # 3
-    page.wait_for_function("document.querySelector('#field-num_train_epochs :is(input, textarea)')?.value === '1'")
-    web.shoot(page, "train-method")
     page.click("#next-check")
     page.wait_for_selector(".check .good", timeout=PATIENCE_MS)
-    web.shoot(page, "train-check")
     page.click("#next-run")
     page.wait_for_function("document.querySelector('#field-name :is(input, textarea)')?.value")
-    web.shoot(page, "train-run")
     page.click("#train-start")
     page.wait_for_url("**/runs?run=runs/floors-lora", timeout=PATIENCE_MS)
     shows(page, "finished")
-    web.shoot(page, "runs-finished")
-    assert page.query_selector("#runs-curves polyline")
-    run = RunDir(project / "runs/floors-lora")
-    assert (run.path / "adapter_model.safetensors").is_file()
     link = page.get_attribute("#run-actions a:has-text('Chat')", "href")
     assert link == "chat?run=runs/floors-lora"
+    assert (project / "runs/floors-lora/adapter_model.safetensors").is_file()
 
 
-def test_a_first_run_by_keyboard_alone(board, project, open_page):
-    page = open_page(f"{board.url}/train")
-    page.focus("#field-model_name_or_path input")
-    page.keyboard.type("models/tiny")
-    page.keyboard.press("Enter")
-    page.wait_for_selector("#train-model-told p")
-    tab_to(page, "next-data")
-    page.keyboard.press("Enter")
-    page.wait_for_selector("#field-dataset input")
-    tab_to(page, "field-dataset")
-    page.keyboard.type("floors")
-    page.keyboard.press("Enter")
-    page.wait_for_selector("#train-data-told li")
-    tab_to(page, "next-method")
-    page.keyboard.press("Enter")
-    page.wait_for_selector("#train-preset input")
-    tab_to(page, "next-check")
-    page.keyboard.press("Enter")
-    page.wait_for_selector(".check .good", timeout=PATIENCE_MS)
-    tab_to(page, "next-run")
-    page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelector('#field-name :is(input, textarea)')?.value")
-    tab_to(page, "train-start")
-    page.keyboard.press("Enter")
-    page.wait_for_url("**/runs?run=**", timeout=PATIENCE_MS)
-    run = RunDir(project / page.url.partition("run=")[2])
-    launch.kill_run(run)
-    ended(run)
+def test_from_an_empty_project_to_an_answer_by_keyboard_alone(tmp_path, tiny_model_dir, open_page):
+    shutil.copytree(tiny_model_dir, tmp_path / "models/tiny")
+    running = web.start_board(tmp_path)
+    try:
+        page = open_page(running.url)
+        press(page, "#home-sample-button")
+        press(page, "#home-told a")
+        page.wait_for_url("**/train?data=report_classify_en_train")
+        page.wait_for_selector("#field-model_name_or_path input")
+        tab_to(page, "#field-model_name_or_path input")
+        page.keyboard.type("models/tiny")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#train-model-told p")
+        press(page, "#next-data")
+        press(page, "#next-method")
+        tab_to(page, "#train-preset input")
+        page.keyboard.press("ArrowUp")
+        page.wait_for_function("document.querySelector('#field-num_train_epochs :is(input, textarea)')?.value === '1'")
+        press(page, "#next-check")
+        page.wait_for_selector(".check .good", timeout=PATIENCE_MS)
+        press(page, "#next-run")
+        page.wait_for_function("document.querySelector('#field-name :is(input, textarea)')?.value")
+        press(page, "#train-start")
+        page.wait_for_url("**/runs?run=**", timeout=PATIENCE_MS)
+        shows(page, "finished")
+        press(page, "#run-actions a[href^='chat']")
+        page.wait_for_selector("#chat-status .good", timeout=PATIENCE_MS)
+        page.wait_for_function("document.querySelector('#chat-model-0 input')?.value", timeout=PATIENCE_MS)
+        tab_to(page, "#chat-prompt textarea")
+        page.keyboard.type("What is wrong with the printer?")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".side .assistant small:has-text('tokens in')", timeout=PATIENCE_MS)
+    finally:
+        unload(running)
 
 
-def tab_to(page, elem_id: str, most: int = 40) -> None:
-    """Press Tab until the focus is inside an element."""
+def unload(running: web.Board) -> None:
+    """End a board and the models it started."""
+    for server in servers(Board(running.folder)):
+        stop_server(server)
+    running.stop()
+
+
+def press(page, where: str) -> None:
+    """Go to a button or link by Tab, and press Enter."""
+    page.wait_for_selector(f"{where}:visible:not([disabled])")
+    tab_to(page, where)
+    page.keyboard.press("Enter")
+
+
+def tab_to(page, where: str, most: int = 60) -> None:
+    """Press Tab until an element has the focus; after the last one on the page comes the first."""
     for _ in range(most):
         page.keyboard.press("Tab")
-        if page.evaluate("id => !!document.activeElement.closest('#' + id)", elem_id):
+        if page.evaluate("where => document.activeElement.matches(where)", where):
             return
-    raise AssertionError(f"{most} times Tab do not lead to {elem_id}")
+    raise AssertionError(f"{most} times Tab do not lead to {where}")
 
 
 def test_a_run_outlives_reload_closed_pages_and_a_killed_board(board, project, open_page):
@@ -333,18 +406,6 @@ def test_the_name_must_be_typed_to_delete(board, project, open_page):
     page.click("#run-delete button >> nth=0")
     page.wait_for_selector("#run-notice .note:has-text('Deleted')")
     assert not run.path.exists()
-
-
-def test_the_sample_project_comes_with_one_click(tmp_path, open_page):
-    running = web.start_board(tmp_path)
-    try:
-        page = open_page(running.url)
-        page.click("#home-sample-button")
-        page.click("#home-told a")
-        page.wait_for_url("**/train?data=report_classify_en_train")
-        assert (tmp_path / "data/report_classify_zh_test.jsonl").is_file()
-    finally:
-        running.stop()
 
 
 @pytest.mark.parametrize(("language", "theme", "width"), [("en", "light", 1440), ("zh", "dark", 390)])

@@ -16,6 +16,7 @@ from llmforge.webui.markup import tag
 from llmforge.webui.poll import on_tick
 from llmforge.webui.problem import show_trouble, trouble_of
 from llmforge.webui.recipe_view import RecipeView
+from llmforge.webui.run_log import show_log
 from llmforge.webui.words import Words, mark, words_of
 
 EVERY_S = 2
@@ -162,7 +163,7 @@ class _View:
             self._chart(words, ticked or [name], series, smoothing),
             run_detail.head(words, self.board, row, self.curves.of(run.log_path)),
             run_detail.actions(words, row),
-            run_detail.log(words, run, log_search or "", log_level),
+            show_log(words, run, log_search or "", log_level),
             run_detail.diff(words, self.board, ticked),
             run_detail.samples(words, run),
             run_detail.files(words, self.board, run),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from llmforge.runs import RunDir
 from llmforge.webui import choices, form, launch
 from llmforge.webui.board import Board
 from llmforge.webui.index import recipe_of
+from llmforge.webui.markup import Safe, tag
 from llmforge.webui.wizard.check_step import CheckStep
 from llmforge.webui.wizard.data_step import DataStep
 from llmforge.webui.wizard.method_step import MethodStep
@@ -23,6 +24,8 @@ from llmforge.webui.wizard.run_step import RunStep, device_boxes
 from llmforge.webui.words import mark, words_of
 
 STEPS = ("model", "data", "method", "check", "run")
+# The button that was pressed is gone with its step; the next Tab shall lead into the new one.
+FOCUS = "() => { setTimeout(() => document.querySelector('#wizard [role=tab][aria-selected=true]')?.focus()); }"
 
 
 def build(board: Board) -> None:
@@ -47,6 +50,7 @@ def build(board: Board) -> None:
     method.wire()
     check.wire(wizard, method.next, run.devices, run.start)
     run.wire(wizard, check.next, check.checked)
+    wizard.change(None, None, None, js=FOCUS)
     for before, back in enumerate((data.back, method.back, check.back, run.back), 1):
         back.click(partial(to_step, before), None, wizard, **QUIET)
     for on, name, target in ((model.next, "model", 2), (data.next, "data", 3)):
@@ -68,10 +72,13 @@ def build(board: Board) -> None:
     gr.on(None, opened, None, outputs, **QUIET)
 
 
-def _step(name: str) -> gr.Step:
-    """A step of the wizard."""
-    number = STEPS.index(name) + 1
-    return gr.Step(mark(f"train.step.{name}"), id=number)
+@contextlib.contextmanager
+def _step(name: str) -> Iterator[None]:
+    """A step of the wizard under its heading, which stands in for the row of steps on a phone."""
+    number, title = STEPS.index(name) + 1, mark(f"train.step.{name}")
+    with gr.Step(title, id=number):
+        gr.HTML(tag("h2", f"{number} / {len(STEPS)} ", Safe(str(title))), elem_classes="step-name")
+        yield
 
 
 def _begin(board: Board, request: gr.Request) -> form.Given:
