@@ -11,12 +11,15 @@ from llmforge.webui.markup import Safe, tag
 from llmforge.webui.words import Words
 
 MOST_ROWS = 200  # further ones are found by searching
-# Clicks and keys inside the table, told to Python; the focus stays where it was when the rows are drawn anew.
+# Clicks and keys inside the table, told to Python. The address names the open run; the focus stays where it was when
+# the rows are drawn anew.
 SCRIPT = """
 let last = null;
 element.addEventListener('click', (event) => {
   const open = event.target.closest('[data-run]');
-  if (open) trigger('select', { run: open.dataset.run });
+  if (!open) return;
+  trigger('select', { run: open.dataset.run });
+  history.replaceState(null, '', `${location.pathname}?run=${encodeURIComponent(open.dataset.run)}`);
 });
 element.addEventListener('change', (event) => {
   const tick = event.target.dataset.tick;

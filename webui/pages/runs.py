@@ -106,10 +106,7 @@ def build(board: Board) -> None:
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     gr.on(None, start, None, [opened, tabs, *outputs], **quiet)
-    address = "(run) => { history.replaceState(null, '', location.pathname + '?run=' + encodeURIComponent(run)); }"
-    table.select(select, inputs, [opened, tabs, delete_row, notice, *outputs], **quiet).then(
-        None, [opened], None, js=address
-    )
+    table.select(select, inputs, [opened, tabs, delete_row, notice, *outputs], **quiet)
     table.input(tick, inputs, [ticked, *outputs], **quiet)
     actions.select(act, inputs, [notice, delete_row, typed, *outputs], **quiet)
     cancel.click(lambda: gr.Row(visible=False), None, delete_row, **quiet)

@@ -5,20 +5,26 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import gradio as gr
 
 from llmforge.webui import form, launch
 from llmforge.webui.amounts import size
 from llmforge.webui.devices import Device, devices
-from llmforge.webui.markup import tag
+from llmforge.webui.markup import Safe, tag
 from llmforge.webui.problem import show_trouble, trouble_of
 from llmforge.webui.wizard.recipe_form import QUIET, RecipeForm, as_list, to_step
 from llmforge.webui.words import Words, mark, words_of
 
 STEP = 5
-SEEN_MS = 700  # that the run is queued, before the page goes on to it
-GO = f"(address) => {{ if (address) setTimeout(() => {{ location.href = address; }}, {SEEN_MS}); }}"
+# That the run is queued is seen for a moment, then the page goes on to it.
+GO = """
+watch('value', () => setTimeout(() => {
+  const link = element.querySelector('a[data-go]');
+  if (link) location.href = link.href;
+}, 700));
+"""
 
 
 class RunStep:
@@ -33,36 +39,32 @@ class RunStep:
             self.devices = gr.CheckboxGroup(
                 [], label=mark("train.field.devices"), info=mark("train.info.devices"), elem_id="field-devices"
             )
-        self.told = gr.HTML(elem_id="train-start-told")
+        self.told = gr.HTML(js_on_load=GO, elem_id="train-start-told")
         with gr.Row():
             self.back = gr.Button(mark("train.back"))
             self.start = gr.Button(mark("train.start"), variant="primary", interactive=False, elem_id="train-start")
-        self.address = gr.State("")  # of the started run's page
 
     def wire(self, wizard: gr.Walkthrough, ask: gr.Button, checked: gr.State) -> None:
         """`ask` of the step before leads here; `checked` is the text that may start."""
         given = self.sheet.given
         ask.click(self._open, [given, self.name], [wizard, self.name], **QUIET)
-        self.start.click(
-            self._start, [self.name, self.devices, given, checked], [self.told, self.address], **QUIET
-        ).success(None, self.address, None, js=GO)  # fmt: skip
+        self.start.click(self._start, [self.name, self.devices, given, checked], self.told, **QUIET)
 
     def _open(self, given: form.Given, name: str) -> list[Any]:
         return [to_step(STEP), name or launch.free_name(self.sheet.board, proposed_name(given))]
 
-    def _start(self, name: str, chosen: list[str], given: form.Given, checked: str, request: gr.Request) -> list[Any]:
+    def _start(self, name: str, chosen: list[str], given: form.Given, checked: str, request: gr.Request) -> Safe:
         words, board = words_of(request), self.sheet.board
         if not checked or form.to_yaml(given) != checked:
-            return [tag("p", words("train.check_first"), class_="bad", role="alert"), ""]
+            return tag("p", words("train.check_first"), class_="bad", role="alert")
         try:
             cards = [device for device in chosen if device != "cpu"]
             recipe = checked if cards or len(devices()) == 1 else launch.with_key(checked, "device", "cpu")
             run = launch.start_run(board, name.strip(), recipe, cards or ["cpu"])
         except Exception as error:
-            return [show_trouble(words, trouble_of(words, words("train.start_failed"), error)), ""]
-        address = f"runs?run={board.shown(run.path)}"
-        link = tag("a", words("train.watch"), href=address)
-        return [tag("p", words("train.started"), " ", link, class_="note", role="status"), address]
+            return show_trouble(words, trouble_of(words, words("train.start_failed"), error))
+        link = tag("a", words("train.watch"), href=f"runs?run={quote(board.shown(run.path))}", data_go=True)
+        return tag("p", words("train.started"), " ", link, class_="note", role="status")
 
 
 def device_boxes(words: Words) -> gr.CheckboxGroup:
