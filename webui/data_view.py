@@ -165,7 +165,8 @@ def show_findings(words: Words, found: Findings) -> Safe:
         )
         for kind, what, rows in causes
     ]
-    head = tag("tr", *(tag("th", words(f"data.col_{name}")) for name in ("kind", "cause", "rows", "where")))
+    columns = ("kind", "cause", "rows", "where")
+    head = tag("tr", *(tag("th", words(f"data.col_{name}"), scope="col", class_=_align(name)) for name in columns))
     table = tag("div", tag("table", tag("thead", head), tag("tbody", *lines)), class_="scroll", tabindex="0")
     state = "good" if not report.rejected else "bad"
     summary = words("data.usable", ok=report.rows_out, all=report.rows_in)
@@ -238,5 +239,10 @@ def show_entries(words: Words, lines: Sequence[Mapping[str, Any]], chosen: str) 
         )
         for line in lines
     ]
-    head = tag("tr", *(tag("th", words(f"data.head_{name}"), scope="col") for name in names))
+    head = tag("tr", *(tag("th", words(f"data.head_{name}"), scope="col", class_=_align(name)) for name in names))
     return tag("div", tag("table", tag("thead", head), tag("tbody", *body)), class_="scroll", tabindex="0")
+
+
+def _align(column: str) -> str | None:
+    """The class of a column's head: numbers stand at the right."""
+    return "number" if column == "rows" else None

@@ -38,7 +38,14 @@ def show_scores(words: Words, found: Comparison, before: str, after: str) -> Saf
             )
         )
     names = ("metric", "before", "after", "gap", "verdict", "rows")
-    head = tag("tr", *(tag("th", words(f"eval.head_{name}"), scope="col") for name in names))
+    numbers = ("before", "after", "rows")
+    head = tag(
+        "tr",
+        *(
+            tag("th", words(f"eval.head_{name}"), scope="col", class_="number" if name in numbers else None)
+            for name in names
+        ),
+    )
     bars = [(one.metric, one.before, one.after) for one in differences[:FIRST]]
     label = words("eval.chart", before=before, after=after)
     sides = (words("eval.before_short"), words("eval.after_short"))

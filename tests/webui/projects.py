@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import time
 from pathlib import Path
@@ -64,44 +65,61 @@ def fill_project(folder: Path, tokenizer: Path) -> Path:
 
 # -- the project of the tour ------------------------------------------------------------------------------------------
 
-TICKETS = {
-    "en": """\
+SUPPORT = """\
 kind: dataset
-name: tickets
-mode: rules
-rows: 40
+name: support
+rows: 20
 slots:
-  device: {choice: [printer, scanner, badge reader, projector]}
-  trouble: {choice: [is jammed, does not start, shows an error, is too slow]}
-  floor: {int: [1, 9]}
-compute: {desk: floor * 100 + 1}
-row:
-  instruction: "Which desk takes this ticket? The {{ device }} on floor {{ floor }} {{ trouble }}."
-  output: compute.desk
-""",
-    "zh": """\
-kind: dataset
-name: tickets
-mode: rules
-rows: 40
-slots:
-  device: {choice: [打印机, 扫描仪, 门禁, 投影仪]}
-  trouble: {choice: [卡住了, 打不开, 报错, 太慢]}
-  floor: {int: [1, 9]}
-compute: {desk: floor * 100 + 1}
-row:
-  instruction: "这张工单归哪个服务台？{{ floor }} 楼的{{ device }}{{ trouble }}。"
-  output: compute.desk
-""",
+  topic: {choice: [%s]}
+  tone: {choice: [%s]}
+teacher: {model: echo, base_url: "%s", temperature: 0.8, max_tokens: 400}
+prompt: prompts/support.j2
+output_schema: schemas/support.json
+row: {instruction: "{{ out.question }}", output: out.answer}
+convert: {format: alpaca}
+register: data/dataset_info.json
+"""
+SLOTS = {
+    "en": ("a broken printer, a lost password, a late parcel, a wrong invoice", "polite, angry, brief"),
+    "zh": ("打印机故障, 忘记密码, 包裹延误, 发票错误", "礼貌, 生气, 简短"),
 }
+PROMPTS = {
+    "en": "Write a {{ tone }} question of a customer about {{ topic }}, and the helpful answer of a support agent.\n"
+    'Answer as JSON: {"question": "...", "answer": "..."}\n',
+    "zh": "请写一位顾客语气{{ tone }}的问题，主题是{{ topic }}，并写出客服的回答。\n"
+    '用 JSON 回答：{"question": "...", "answer": "..."}\n',
+}
+SCHEMA = """\
+{
+  "type": "object",
+  "properties": {
+    "question": {"type": "string", "minLength": 5},
+    "answer": {"type": "string", "minLength": 5}
+  },
+  "required": ["question", "answer"]
+}
+"""
 
 
-def fill_tour(folder: Path, language: str, model: Path, shipped: Path) -> Path:
+def teacher_says(asked: str) -> str:
+    """What a teacher answers to the prompt of the tour's recipe."""
+    if match := re.search(r"question of a customer about ((?:an? )?(.+?)), and", asked):
+        question = f"Hello, I have {match[1]} since this morning. What can I do?"
+        answer = f"I am sorry about the {match[2]}. Please send us your number, and we look into it today."
+    else:
+        topic = re.search(r"主题是(.+?)，", asked)
+        question = f"您好，我遇到了{topic[1] if topic else '问题'}，该怎么办？"
+        answer = f"很抱歉出现{topic[1] if topic else '问题'}。请告诉我们单号，我们今天就处理。"
+    return json.dumps({"question": question, "answer": answer}, ensure_ascii=False)
+
+
+def fill_tour(folder: Path, language: str, model: Path, shipped: Path, teacher: str) -> Path:
     """The sample data of a language, a recipe that makes rows, runs, and predictions before and after.
 
     Args:
         model: a model folder.
         shipped: the folder of the data sets that come with Forge.
+        teacher: the address of a server that answers as `teacher_says`.
     """
     names = [f"report_classify_{language}_{part}" for part in ("train", "test")]
     (folder / "data").mkdir(parents=True)
@@ -110,8 +128,14 @@ def fill_tour(folder: Path, language: str, model: Path, shipped: Path) -> Path:
     registry = {name: {"file_name": f"{name}.jsonl"} for name in names}
     (folder / "data/dataset_info.json").write_text(json.dumps(registry, indent=1), encoding="utf-8")
     shutil.copytree(model, folder / "models/small-chat")
-    (folder / "recipes").mkdir()
-    (folder / "recipes/tickets.yaml").write_text(TICKETS[language], encoding="utf-8")
+    files = {
+        "support.yaml": SUPPORT % (*SLOTS[language], teacher),
+        "prompts/support.j2": PROMPTS[language],
+        "schemas/support.json": SCHEMA,
+    }
+    for name, text in files.items():
+        (folder / "recipes" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "recipes" / name).write_text(text, encoding="utf-8")
     _runs(folder, names[0])
     _predictions(folder, folder / f"data/{names[1]}.jsonl")
     return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import PATIENCE_S, Board, no_evil, serious, settled, shoot
+from browsing import PATIENCE_S, Board, choose, no_evil, serious, settled, shoot
 from own_words import foreign
 from projects import EVIL
 
 sys.path.append(str(Path(__file__).parents[1] / "serve"))
 from echo_engine import EchoEngine
 from live_server import Server
+
+from llmforge.process import process_start
 
 pytestmark = pytest.mark.web
 LONG = PATIENCE_S * 4000
@@ -105,6 +108,45 @@ def test_answers_settings_tokens_and_copies(board: Board, echo: Any, open_page: 
     settled(page)
     assert serious(page) == []
     shoot(page, "chat-settings-en")
+
+
+def test_a_schema_binds_the_answer_and_what_a_server_cannot_do_is_told(board: Board, echo: Any, open_page: Any) -> None:
+    engine, url = echo
+    page = connected(open_page, board, url)
+    page.locator("#chat-settings button").first.click()
+    page.locator("#chat-schema .cm-content").click()
+    page.keyboard.insert_text('{"type": ')
+    ask(page, "bound")
+    page.wait_for_selector("#chat-trouble .trouble >> text=not valid JSON")
+    page.locator("#chat-schema .cm-content").click()
+    page.keyboard.press("Control+End")
+    page.keyboard.insert_text('"object"}')
+    page.wait_for_timeout(500)
+    ask(page, "bound")
+    page.wait_for_selector(".side small:has-text('tokens in')")
+    assert engine.asked[-1].constraint == {"type": "json_schema", "schema": {"type": "object"}}
+    assert not page.is_visible("#chat-alpha")
+    page.locator("#chat-decoder label:has-text('Contrastive')").click()
+    page.wait_for_selector("#chat-alpha input[type=number]")
+    ask(page, "ab")
+    page.wait_for_selector(".side .bad >> text=penalty_alpha")  # this engine has no contrastive search
+
+
+def test_a_reward_model_scores_every_answer(board: Board, echo: Any, open_page: Any) -> None:
+    folder = board.folder / ".forge/servers/judge"
+    folder.mkdir(parents=True)
+    about = {"target": "runs/judge", "port": int(echo[1].split(":")[2].split("/")[0]), "scores": True,
+             "pid": os.getpid(), "process_start": process_start(os.getpid()), "started_at": time.time()}  # fmt: skip
+    (folder / "server.json").write_text(json.dumps(about))  # as if the board had loaded one: this process serves it
+    try:
+        page = connected(open_page, board, echo[1])
+        page.wait_for_selector("#chat-reward input")
+        choose(page, "chat-reward", "runs/judge")
+        page.locator("h1").click()
+        ask(page, "five!")
+        page.wait_for_selector(".side small:has-text('reward 5.000')")
+    finally:
+        shutil.rmtree(folder)
 
 
 def test_a_blind_vote_is_kept_and_only_then_are_names_shown(board: Board, echo: Any, open_page: Any) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from browsing import PATIENCE_S, Board, choose, serious, settled, start_board
 from own_words import foreign
-from projects import fill_tour
+from projects import fill_tour, teacher_says
 
 sys.path.append(str(Path(__file__).parents[1] / "serve"))
 from echo_engine import EchoEngine
@@ -25,16 +25,17 @@ from llmforge.datagen.generate import generate
 from llmforge.datagen.keys import DatasetRecipe
 from llmforge.datagen.recipe import load_dataset_recipe
 from llmforge.datagen.review import Review
+from llmforge.runs import RunDir
 
 pytestmark = pytest.mark.web
 PICTURES = os.environ.get("FORGE_WEB_TOUR")
-COLOURS = 64  # a page has few, and a picture of few is small
+COLOURS = 256  # a picture of few is small
 WIDE, TALLEST = 1180, 1000
 LONG = PATIENCE_S * 1000
 SHIPPED = Path(__file__).parents[2] / "data"
 # What is data in this project: names of models, runs, data sets and labels.
-NAMES = ("echo", "org tuned", "reports rank too fast two epochs untuned", "tickets", "small chat", "models", "work",
-         "report classify en zh train test", "exact match", "floor desk", "cpu")  # fmt: skip
+NAMES = ("echo", "org tuned", "reports rank too fast two epochs untuned", "support", "small chat", "models", "work",
+         "report classify en zh train test", "exact match")  # fmt: skip
 ASKED = {
     "en": "Sort this report, answer with JSON: a smell of gas in the cellar of 12 Linden Square.",
     "zh": "判断这份报告属于哪一类，用 JSON 回答：草场巷 47 号地下室有燃气味。",
@@ -46,31 +47,32 @@ SAID = {
 
 
 class Answers(EchoEngine):
-    """The untuned model chats, the tuned one answers as it learned."""
+    """A teacher; and an untuned model that chats beside a tuned one that answers as it learned."""
 
     def pieces(self, request: Any, text: str) -> Iterator[Any]:
-        language = "zh" if "报告" in text else "en"
-        return super().pieces(request, SAID[language][request.model != "echo"])
+        if "question" in text:
+            return super().pieces(request, teacher_says(text))
+        return super().pieces(request, SAID["zh" if "报告" in text else "en"][request.model != "echo"])
 
 
 @pytest.fixture(scope="module")
 def answers() -> Iterator[str]:
-    with Server(Answers()) as server:
+    with Server(Answers(constraints={"json_schema"})) as server:
         yield f"{server.url}/v1"
 
 
 @pytest.fixture(scope="module", params=["en", "zh"])
 def toured(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, answers: str
 ) -> Iterator[tuple[str, Board]]:
     """(language, the board over the project of the tour)."""
     language = request.param
-    folder = fill_tour(tmp_path_factory.mktemp("tour"), language, tiny_model_dir, SHIPPED)
+    folder = fill_tour(tmp_path_factory.mktemp("tour"), language, tiny_model_dir, SHIPPED, answers)
     here = Path.cwd()
     os.chdir(folder)
     try:
-        recipe = load_dataset_recipe(["recipes/tickets.yaml"])
-        generate(recipe, 28)
+        recipe = load_dataset_recipe(["recipes/support.yaml"])
+        generate(recipe, 16)
         _review(recipe)
     finally:
         os.chdir(here)
@@ -83,15 +85,20 @@ def _review(recipe: DatasetRecipe) -> None:
     review = Review.open(recipe)
     for number, id in enumerate(list(review.rows)[:12]):
         state = "rejected" if number == 4 else "accepted"
-        new = {"/output": "204"} if number == 7 else {}
+        new = {"/output": f"{review.rows[id]['output']} :-)"} if number == 7 else {}
         review.decide(id, "edited" if new else state, "ann", new)
 
 
 @pytest.fixture
 def show(toured: tuple[str, Board], open_page: Any) -> Callable[[str], Any]:
-    """show(address) -> the page in the tour's language."""
+    """show(address) -> the page in the tour's language; the run at work gives a sign of life."""
     language, board = toured
-    return lambda address: open_page(f"{board.url}/{address}", language=language, width=WIDE, height=TALLEST)
+
+    def opened(address: str) -> Any:
+        RunDir(board.folder / "runs/reports-two-epochs").heartbeat()
+        return open_page(f"{board.url}/{address}", language=language, width=WIDE, height=TALLEST)
+
+    return opened
 
 
 def stop_at(page: Any, language: str, name: str) -> None:
@@ -133,7 +140,7 @@ def test_data(toured: Any, show: Any) -> None:
 
 
 def test_make(toured: Any, show: Any) -> None:
-    page = show("make?recipe=recipes/tickets.yaml")
+    page = show("make?recipe=recipes/support.yaml")
     page.wait_for_selector("#make-status .tiles", timeout=LONG)
     page.locator("#make-check").click()
     page.wait_for_selector("#make-result .good", timeout=LONG)
@@ -141,7 +148,7 @@ def test_make(toured: Any, show: Any) -> None:
 
 
 def test_review(toured: Any, show: Any) -> None:
-    page = show("review?source=recipes/tickets.yaml")
+    page = show("review?source=recipes/support.yaml")
     page.wait_for_function("document.querySelector('#review-source input')?.value")
     page.locator("#review-author").locator("input, textarea").fill("ann")
     page.locator("#review-open").click()

@@ -50,10 +50,10 @@ def _sets(board: Board) -> None:
         )  # fmt: skip
         cutoff = gr.Number(CUTOFF, label=mark("data.cutoff"), minimum=1, precision=0, elem_id="data-cutoff", scale=1)
         start = gr.Number(1, label=mark("data.from_row"), minimum=1, precision=0, elem_id="data-from", scale=1)
-    with gr.Row():
-        show = gr.Button(mark("data.show"), elem_id="data-show")
-        check = gr.Button(mark("data.check"), variant="primary", elem_id="data-check")
-        copy = gr.Button(mark("data.copy"), visible=False, elem_id="data-copy")
+    with gr.Row(elem_classes="actions"):
+        check = gr.Button(mark("data.check"), variant="primary", elem_id="data-check", size="sm")
+        show = gr.Button(mark("data.show"), elem_id="data-show", size="sm")
+        copy = gr.Button(mark("data.copy"), visible=False, elem_id="data-copy", size="sm")
     view = gr.HTML(elem_id="data-view")
     recipe = RecipeView("data")
 

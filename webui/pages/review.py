@@ -24,7 +24,7 @@ from llmforge.webui.review_view import show_facts, show_list, show_progress, sho
 from llmforge.webui.reviewing import Queues, check_author, edited
 from llmforge.webui.words import Words, mark, words_of
 
-BUTTONS = ("previous", "accept", "reject", "edit", "skip", "next", "undo")
+BUTTONS = ("accept", "reject", "edit", "skip", "previous", "next", "undo")
 
 
 def build(board: Board) -> None:
@@ -38,9 +38,9 @@ def build(board: Board) -> None:
             [], label=mark("review.source"), info=mark("review.source_info"), allow_custom_value=True,
             elem_id="review-source", scale=3,
         )  # fmt: skip
-        part = gr.Slider(
-            1, 100, 100, step=1, label=mark("review.part"), info=mark("review.part_info"), elem_id="review-part",
-            scale=1,
+        part = gr.Number(
+            100, label=mark("review.part"), info=mark("review.part_info"), minimum=1, maximum=100, precision=0,
+            elem_id="review-part", scale=1, min_width=170,
         )  # fmt: skip
         author = gr.Textbox(os.environ.get("USER", ""), label=mark("review.author"), elem_id="review-author", scale=1)
         opening = gr.Button(mark("review.open"), variant="primary", elem_id="review-open", scale=0, min_width=110)
@@ -52,9 +52,12 @@ def build(board: Board) -> None:
             search = gr.Textbox(label=mark("review.search"), elem_id="review-search", max_lines=1)
         with gr.Row(elem_id="review-actions", elem_classes="actions"):
             buttons = {
-                name: gr.Button(mark(f"review.{name}"), elem_id=f"review-{name}", size="sm", min_width=90)
+                name: gr.Button(
+                    mark(f"review.{name}"), elem_id=f"review-{name}", size="sm", min_width=90,
+                    variant="primary" if name == "accept" else "secondary",
+                )
                 for name in BUTTONS
-            }
+            }  # fmt: skip
             keys = gr.Button(mark("review.keys"), elem_id="review-keys", size="sm", min_width=90)
         with gr.Row(visible=False, elem_classes="actions") as editing:
             save = gr.Button(mark("review.save"), variant="primary", elem_id="review-save", size="sm")
