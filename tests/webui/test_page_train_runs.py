@@ -102,6 +102,7 @@ def typed(page, where: str, text: str) -> None:
     """Type into a field in place of what is there; playwright's fill is no typing to gradio."""
     page.click(f"{where} :is(input, textarea)")
     page.keyboard.press("Control+A")
+    page.keyboard.press("Delete")
     page.keyboard.type(text)
 
 
@@ -304,23 +305,83 @@ def test_a_second_run_waits_and_two_readers_have_their_own_language_and_selectio
     assert second.read_state().state == "stopped"
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("num_train_epochs", "0"), ("learning_rate", "abc"), ("per_device_train_batch_size", "1.5"), ("lora_rank", "-3")],
-)
-def test_a_bad_value_is_told_at_its_field_and_nothing_starts(board, open_page, field, value):
+BAD = {
+    "data": {"val_size": "-0.5", "cutoff_len": "1.5", "max_samples": "some"},
+    "method": {
+        "num_train_epochs": "0",
+        "learning_rate": "abc",
+        "per_device_train_batch_size": "1.5",
+        "lora_rank": "-3",
+    },
+}
+
+
+def test_a_bad_value_is_told_at_its_field_and_nothing_goes_on(board, open_page):
     page = open_page(f"{board.url}/train?data=floors")
+    page.click("#next-data")
+    page.wait_for_selector("#field-model_name_or_path:has-text('Choose a model')")
     choose(page, "model_name_or_path", "models/tiny")
     page.click("#next-data")
-    page.wait_for_selector("#field-dataset input")
+    for step, leads_on, beyond in (
+        ("data", "#next-method", "#train-preset"),
+        ("method", "#next-check", "#check-again"),
+    ):
+        page.wait_for_selector(f"{leads_on}:visible")
+        for field, value in BAD[step].items():
+            before = page.input_value(f"#field-{field} :is(input, textarea)")
+            typed(page, f"#field-{field}", value)
+            page.wait_for_selector(f"#field-{field}:has-text('expected')")
+            page.click(leads_on)
+            page.wait_for_timeout(500)
+            assert page.is_visible(f"#field-{field}:has-text('expected')")
+            assert not page.is_visible(beyond)
+            typed(page, f"#field-{field}", before)
+            page.wait_for_selector(f"#field-{field}:not(:has-text('expected'))")
+        page.click(leads_on)
+        page.wait_for_selector(f"{beyond}:visible")
+    page.wait_for_selector(".check .good", timeout=PATIENCE_MS)
+    page.click("#next-run")
+    page.wait_for_function("document.querySelector('#field-name :is(input, textarea)')?.value")
+    typed(page, "#field-name", "../out")
+    page.click("#train-start")
+    page.wait_for_selector("#field-name:has-text('A run's name has letters')")
+    assert not (board.folder / "out").exists()
+
+
+def test_two_readers_fill_in_their_own_forms(board, open_page):
+    one, other = (open_page(f"{board.url}/train?data=floors") for _ in range(2))
+    for page in (one, other):
+        choose(page, "model_name_or_path", "models/tiny")
+        page.click("#next-data")
+        page.click("#next-method")
+        page.wait_for_selector("#train-preset input")
+    one.click("#train-preset label >> nth=0")
+    one.wait_for_function("document.querySelector('#field-num_train_epochs :is(input, textarea)').value === '1'")
+    typed(other, "#field-lora_rank", "32")
+    one.click("#train-recipe button")
+    one.wait_for_selector("#train-recipe .cm-content:has-text('num_train_epochs: 1')")
+    assert "lora_rank: 32" not in one.inner_text("#train-recipe .cm-content")
+    other.click("#train-recipe button")
+    other.wait_for_selector("#train-recipe .cm-content:has-text('lora_rank: 32')")
+    assert "num_train_epochs: 3" in other.inner_text("#train-recipe .cm-content")
+
+
+def test_every_setting_is_under_advanced_and_found_by_what_it_is_for(board, open_page):
+    page = open_page(f"{board.url}/train?data=floors", language="zh")
+    choose(page, "model_name_or_path", "models/tiny")
+    page.click("#next-data")
     page.click("#next-method")
     page.wait_for_selector("#train-preset input")
-    typed(page, f"#field-{field}", value)
-    page.wait_for_selector(f"#field-{field}:has-text('expected')")
-    page.click("#next-check")
-    page.wait_for_timeout(1500)
-    assert not page.is_visible("#train-report .good")
-    assert page.is_visible(f"#field-{field}:has-text('expected')")
+    page.click("#train-advanced button")
+    page.wait_for_selector("#advanced-weight_decay, #advanced-max_steps")
+    typed(page, "#advanced-search", "种子")
+    page.wait_for_selector("#advanced-seed")
+    typed(page, "#advanced-seed", "7")
+    page.click("#train-recipe button")
+    page.wait_for_selector("#train-recipe .cm-content:has-text('seed: 7')")
+    web.settled(page)
+    assert web.serious(page) == []
+    web.shoot(page, "train-advanced-zh")
 
 
 def test_a_problem_in_the_text_has_a_fix_that_leads_on(board, open_page):

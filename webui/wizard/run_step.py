@@ -12,9 +12,10 @@ import gradio as gr
 from llmforge.webui import form, launch
 from llmforge.webui.amounts import size
 from llmforge.webui.devices import Device, devices
-from llmforge.webui.markup import Safe, tag
+from llmforge.webui.markup import tag
 from llmforge.webui.problem import show_trouble, trouble_of
-from llmforge.webui.wizard.recipe_form import QUIET, RecipeForm, as_list, to_step
+from llmforge.webui.refusal import Refusal
+from llmforge.webui.wizard.recipe_form import QUIET, RecipeForm, as_list, marked, to_step
 from llmforge.webui.words import Words, mark, words_of
 
 STEP = 5
@@ -48,23 +49,26 @@ class RunStep:
         """`ask` of the step before leads here; `checked` is the text that may start."""
         given = self.sheet.given
         ask.click(self._open, [given, self.name], [wizard, self.name], **QUIET)
-        self.start.click(self._start, [self.name, self.devices, given, checked], self.told, **QUIET)
+        self.start.click(self._start, [self.name, self.devices, given, checked], [self.told, self.name], **QUIET)
 
     def _open(self, given: form.Given, name: str) -> list[Any]:
         return [to_step(STEP), name or launch.free_name(self.sheet.board, proposed_name(given))]
 
-    def _start(self, name: str, chosen: list[str], given: form.Given, checked: str, request: gr.Request) -> Safe:
+    def _start(self, name: str, chosen: list[str], given: form.Given, checked: str, request: gr.Request) -> list[Any]:
         words, board = words_of(request), self.sheet.board
+        fine = marked(words, "name", None)
         if not checked or form.to_yaml(given) != checked:
-            return tag("p", words("train.check_first"), class_="bad", role="alert")
+            return [tag("p", words("train.check_first"), class_="bad", role="alert"), fine]
         try:
             cards = [device for device in chosen if device != "cpu"]
             recipe = checked if cards or len(devices()) == 1 else launch.with_key(checked, "device", "cpu")
             run = launch.start_run(board, name.strip(), recipe, cards or ["cpu"])
+        except Refusal as refusal:
+            return ["", marked(words, "name", refusal.said(words))]
         except Exception as error:
-            return show_trouble(words, trouble_of(words, words("train.start_failed"), error))
+            return [show_trouble(words, trouble_of(words, words("train.start_failed"), error)), fine]
         link = tag("a", words("train.watch"), href=f"runs?run={quote(board.shown(run.path))}", data_go=True)
-        return tag("p", words("train.started"), " ", link, class_="note", role="status")
+        return [tag("p", words("train.started"), " ", link, class_="note", role="status"), fine]
 
 
 def device_boxes(words: Words) -> gr.CheckboxGroup:
