@@ -17,6 +17,7 @@ from llmforge.runs import RunDir
 from llmforge.train.ahead import ReadAhead
 from llmforge.train.stop import SIGNALS, StoppedByUser
 
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA's driver, a card under WSL, AMD's driver
 RANKS_WITHOUT_CARD = 8  # ranks that may share few cores, for a trial of a recipe meant for eight cards
 
 
@@ -68,7 +69,10 @@ def _here(recipe: Recipe) -> int:
     _tell_deepspeed(recipe, os.environ)
     ahead = ReadAhead(recipe) if "RANK" not in os.environ else None  # among ranks, rank 0 reads first
     with large_imports():
-        from llmforge.train.run import run
+        from llmforge.model.imports import without_unused
+
+        with without_unused():
+            from llmforge.train.run import run
 
     try:
         run(recipe, ahead)
@@ -91,7 +95,11 @@ def _here(recipe: Recipe) -> int:
 
 
 def _visible_gpus() -> int:
-    import torch
+    """Cards that torch sees; where the system shows no device it is not asked, so that texts are read beside it."""
+    if sys.platform == "linux" and not any(Path(device).exists() for device in GPU_DEVICES):
+        return 0
+    with large_imports():
+        import torch
 
     return torch.cuda.device_count()
 
