@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,8 +15,7 @@ def without_unused() -> Iterator[None]:
     Its trainer would cut `datasets` to a model's columns and its object detection would match boxes by scipy: neither
     happens here, and both together take a tenth of the time until a run is ready.
     """
-    import transformers.utils.import_utils as checks
-
+    checks: Any = importlib.import_module("transformers.utils.import_utils")
     seen = checks._is_package_available
 
     def unseen(name: str, *args: Any, **options: Any) -> tuple[bool, str | None]:
