@@ -15,6 +15,21 @@ TAIL_BYTES = 96 << 10  # of a log; a run's may be hundreds of megabytes
 TAIL_LINES = 400
 PROBLEM = re.compile(r"(?i)\b(error|alarm|warning|warn|failed|failure|traceback|exception|killed)\b|cannot|forge-cli:")
 
+# The end stays in sight for as long as the reader has not scrolled away from it.
+FOLLOW = """
+let follows = true;
+element.addEventListener('scroll', (event) => {
+  const log = event.target;
+  follows = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+}, true);
+const follow = () => {
+  const log = element.querySelector('pre.log');
+  if (log && follows) log.scrollTop = log.scrollHeight;
+};
+watch('value', follow);
+setTimeout(follow);
+"""
+
 
 def last_text(path: Path, most: int = TAIL_BYTES) -> str:
     """The last part of a text file, from the start of a line."""

@@ -11,8 +11,8 @@ from llmforge.webui.markup import Safe, tag
 from llmforge.webui.words import Words
 
 MOST_ROWS = 200  # further ones are found by searching
-# Clicks and keys inside the table, told to Python. The address names the open run; the focus stays where it was when
-# the rows are drawn anew.
+# Clicks and keys inside the table, told to Python. The address names the open run; ticks and the focus stay with their
+# runs when rows come or go.
 SCRIPT = """
 let last = null;
 element.addEventListener('click', (event) => {
@@ -26,6 +26,7 @@ element.addEventListener('change', (event) => {
   if (tick !== undefined) trigger('input', { run: tick, on: event.target.checked });
 });
 element.addEventListener('focusin', (event) => { last = event.target.dataset.key || null; });
+element.addEventListener('focusout', () => { last = null; });
 element.addEventListener('keydown', (event) => {
   if (event.key !== 'ArrowDown' && event.key !== 'ArrowUp') return;
   const all = [...element.querySelectorAll('[data-run]')], at = all.indexOf(document.activeElement);
@@ -33,10 +34,11 @@ element.addEventListener('keydown', (event) => {
   if (at >= 0 && next) { event.preventDefault(); next.focus(); }
 });
 watch('value', () => {
-  if (last && (!document.activeElement || document.activeElement === document.body)) {
-    const again = element.querySelector(`[data-key="${CSS.escape(last)}"]`);
-    if (again) again.focus({ preventScroll: true });
-  }
+  element.querySelectorAll('[data-tick]').forEach((box) => { box.checked = box.hasAttribute('checked'); });
+  const key = last, focused = document.activeElement;
+  if (!key || focused.dataset.key === key) return;
+  const again = element.querySelector(`[data-key="${CSS.escape(key)}"]`);
+  if (again) again.focus({ preventScroll: true });
 });
 """
 

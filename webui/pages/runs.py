@@ -16,7 +16,7 @@ from llmforge.webui.markup import tag
 from llmforge.webui.poll import on_tick
 from llmforge.webui.problem import show_trouble, trouble_of
 from llmforge.webui.recipe_view import RecipeView
-from llmforge.webui.run_log import show_log
+from llmforge.webui.run_log import FOLLOW, show_log
 from llmforge.webui.words import Words, mark, words_of
 
 EVERY_S = 2
@@ -56,7 +56,7 @@ def build(board: Board) -> None:
             with gr.Row():
                 log_search = gr.Textbox(label=mark("runs.log_search"), max_lines=1, scale=3)
                 log_level = gr.Checkbox(label=mark("runs.log_problems"), scale=1)
-            log = gr.HTML(elem_id="run-log", autoscroll=True, max_height=420)
+            log = gr.HTML(js_on_load=FOLLOW, elem_id="run-log")
         with gr.Tab(mark("runs.tab.diff")):
             diff = gr.HTML(elem_id="run-diff")
         with gr.Tab(mark("runs.tab.samples")):
