@@ -106,8 +106,11 @@ def build(board: Board) -> None:
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     gr.on(None, start, None, [opened, tabs, *outputs], **quiet)
-    table.select(select, inputs, [opened, tabs, delete_row, notice, *outputs], **quiet)
-    table.input(tick, inputs, [ticked, *outputs], **quiet)
+    table.select(select, inputs, [opened, tabs, delete_row, notice, *outputs], trigger_mode="multiple", **quiet)
+    # Quick ticks are all taken, one after the other, since each changes what the one before left.
+    table.input(
+        tick, inputs, [ticked, *outputs], trigger_mode="multiple", concurrency_id="ticks", concurrency_limit=1, **quiet
+    )
     actions.select(act, inputs, [notice, delete_row, typed, *outputs], **quiet)
     cancel.click(lambda: gr.Row(visible=False), None, delete_row, **quiet)
     gr.on(
