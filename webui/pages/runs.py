@@ -11,7 +11,7 @@ from llmforge.webui import launch, run_detail, runs_table
 from llmforge.webui.board import Board
 from llmforge.webui.curve_chart import Line, curves_chart
 from llmforge.webui.curves import smooth, thin
-from llmforge.webui.index import Index, index_of
+from llmforge.webui.index import Index, RunRow, index_of
 from llmforge.webui.markup import tag
 from llmforge.webui.poll import on_tick
 from llmforge.webui.problem import show_trouble, trouble_of
@@ -34,54 +34,55 @@ def build(board: Board) -> None:
     opened, ticked = gr.State(""), gr.State([])
     timer = gr.Timer(EVERY_S)
     search = gr.Textbox(
-        label=mark("runs.search"), placeholder=mark("runs.search_hint"), elem_id="runs-search", max_lines=1
-    )
+        label=mark("runs.search"), placeholder=mark("runs.search_hint"), elem_id="runs-search", max_lines=1,
+        visible=False,
+    )  # fmt: skip
     table = gr.HTML(js_on_load=runs_table.SCRIPT, elem_id="runs-table")
-    with gr.Group(elem_id="runs-chart"):
-        with gr.Row():
-            series = gr.Dropdown(
-                [(mark(f"runs.series.{name}"), name) for name in SERIES], value="loss", label=mark("runs.series")
-            )
-            smoothing = gr.Slider(0, 0.99, value=0, step=0.01, label=mark("runs.smoothing"))
-        chart = gr.HTML(elem_id="runs-curves", padding=True)
-    head = gr.HTML(elem_id="run-head")
-    actions = gr.HTML(js_on_load=run_detail.SCRIPT, elem_id="run-actions")
+    with gr.Column(visible=False) as rest:
+        with gr.Group(elem_id="runs-chart"):
+            with gr.Row():
+                series = gr.Dropdown(
+                    [(mark(f"runs.series.{name}"), name) for name in SERIES], value="loss", label=mark("runs.series")
+                )
+                smoothing = gr.Slider(0, 0.99, value=0, step=0.01, label=mark("runs.smoothing"))
+            chart = gr.HTML(elem_id="runs-curves", padding=True)
+        head = gr.HTML(elem_id="run-head")
+        actions = gr.HTML(js_on_load=run_detail.SCRIPT, elem_id="run-actions")
     notice = gr.HTML(elem_id="run-notice")
     with gr.Row(visible=False, elem_id="run-delete") as delete_row:
         typed = gr.Textbox(label=mark("runs.type_name"), max_lines=1, scale=3)
         delete = gr.Button(mark("runs.delete_really"), variant="stop", scale=1)
         cancel = gr.Button(mark("common.cancel"), scale=1)
-    with gr.Tabs(visible=False, elem_id="run-tabs") as tabs:
-        with gr.Tab(mark("runs.tab.log")):
-            with gr.Row():
-                log_search = gr.Textbox(label=mark("runs.log_search"), max_lines=1, scale=3)
-                log_level = gr.Checkbox(label=mark("runs.log_problems"), scale=1)
-            log = gr.HTML(js_on_load=FOLLOW, elem_id="run-log")
-        with gr.Tab(mark("runs.tab.diff")):
-            diff = gr.HTML(elem_id="run-diff")
-        with gr.Tab(mark("runs.tab.samples")):
-            samples = gr.HTML(elem_id="run-samples")
-        with gr.Tab(mark("runs.tab.files")):
-            files = gr.HTML(elem_id="run-files")
-    recipe = RecipeView("runs")
+    with gr.Column(visible=False) as about:
+        with gr.Tabs(elem_id="run-tabs"):
+            with gr.Tab(mark("runs.tab.log")):
+                with gr.Row():
+                    log_search = gr.Textbox(label=mark("runs.log_search"), max_lines=1, scale=3)
+                    log_level = gr.Checkbox(label=mark("runs.log_problems"), scale=1)
+                log = gr.HTML(js_on_load=FOLLOW, elem_id="run-log")
+            with gr.Tab(mark("runs.tab.diff")):
+                diff = gr.HTML(elem_id="run-diff")
+            with gr.Tab(mark("runs.tab.samples")):
+                samples = gr.HTML(elem_id="run-samples")
+            with gr.Tab(mark("runs.tab.files")):
+                files = gr.HTML(elem_id="run-files")
+        recipe = RecipeView("runs")
 
     inputs = [opened, ticked, search, series, smoothing, log_search, log_level]
-    outputs = [table, chart, head, actions, log, diff, samples, files, *recipe.outputs]
+    outputs = [search, rest, about, table, chart, head, actions, log, diff, samples, files, *recipe.outputs]
 
     def show(request: gr.Request, *given: Any) -> list[Any]:
         return view.fill(request, *given)
 
     def start(request: gr.Request) -> list[Any]:
         name = str(request.query_params.get("run", ""))
-        rows = index.runs()
-        if not any(row.name == name for row in rows):
-            name = rows[0].name if rows else ""
-        shown = view.fill(request, name, [], "", "loss", 0, "", False)
-        return [name, gr.Tabs(visible=bool(name)), *shown]
+        row = view.row(name) or view.row("")
+        name = row.name if row else ""
+        return [name, *view.fill(request, name, [], "", "loss", 0, "", False)]
 
     def select(request: gr.Request, event: gr.EventData, _: str, *given: Any) -> list[Any]:
         shown = view.fill(request, event.run, *given)
-        return [event.run, gr.Tabs(visible=True), gr.Row(visible=False), "", *shown]
+        return [event.run, gr.Row(visible=False), "", *shown]
 
     def tick(request: gr.Request, event: gr.EventData, name: str, before: list[str], *given: Any) -> list[Any]:
         others = [other for other in before if other != event.run]
@@ -105,8 +106,8 @@ def build(board: Board) -> None:
         return [name, told, gr.Row(visible=False), *view.fill(request, name, *others)]
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    gr.on(None, start, None, [opened, tabs, *outputs], **quiet)
-    table.select(select, inputs, [opened, tabs, delete_row, notice, *outputs], trigger_mode="multiple", **quiet)
+    gr.on(None, start, None, [opened, *outputs], **quiet)
+    table.select(select, inputs, [opened, delete_row, notice, *outputs], trigger_mode="multiple", **quiet)
     # Quick ticks are all taken, one after the other, since each changes what the one before left.
     table.input(
         tick, inputs, [ticked, *outputs], trigger_mode="multiple", concurrency_id="ticks", concurrency_limit=1, **quiet
@@ -137,8 +138,15 @@ class _View:
     def __init__(self, board: Board, index: Index):
         self.board, self.index, self.curves = board, index, index.curves
 
+    def row(self, name: str) -> RunRow | None:
+        """A run by its name; the newest one where none is named."""
+        rows = self.index.runs()
+        return next((row for row in rows if row.name == name or not name), None)
+
     def run(self, name: str) -> RunDir:
-        return RunDir(self.board.path(name, must_exist=True))
+        """The folder of the run that is open."""
+        row = self.row(name)
+        return RunDir(self.board.path(row.name if row else name, must_exist=True))
 
     def fill(
         self, request: gr.Request, name: str, ticked: list[str], search: str, series: str, smoothing: float,
@@ -146,21 +154,21 @@ class _View:
     ) -> list[Any]:  # fmt: skip
         """Values of all outputs."""
         words = words_of(request)
-        rows = self.index.runs()
-        row = next((row for row in rows if row.name == name), None)
+        rows, row = self.index.runs(), self.row(name)
         known = [row.name for row in rows]
         ticked = [each for each in ticked if each in known]
-        table = runs_table.runs_table(words, rows, name, ticked, search or "")
+        table = runs_table.runs_table(words, rows, row.name if row else "", ticked, search or "")
+        shown = [gr.update(visible=bool(rows)), *[gr.update(visible=row is not None)] * 2, table]
         if row is None:
-            return [table, "", "", "", "", "", "", "", "", ""]
-        run = self.run(name)
+            return [*shown, *[""] * 9]
+        run = self.run(row.name)
         given = run.path / launch.GIVEN
         source = given if given.is_file() else run.recipe_path
         text = source.read_text(encoding="utf-8", errors="replace") if source.is_file() else ""
         devices = launch.launched(run).get("devices") or []
         return [
-            table,
-            self._chart(words, ticked or [name], series, smoothing),
+            *shown,
+            self._chart(words, ticked or [row.name], series, smoothing),
             run_detail.head(words, self.board, row, self.curves.of(run.log_path)),
             run_detail.actions(words, row),
             show_log(words, run, log_search or "", log_level),
