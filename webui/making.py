@@ -24,6 +24,7 @@ from llmforge.datagen.work import Work
 from llmforge.errors import ForgeError, RecipeError
 from llmforge.runs import atomic_write
 from llmforge.webui.board import Board
+from llmforge.webui.making_lines import LINES, from_lines, to_lines
 from llmforge.webui.refusal import Refusal
 
 # The keys with a field of their own; everything else is in the text.
@@ -31,6 +32,7 @@ FIELDS = (
     "name", "rows", "teacher.model", "teacher.base_url", "teacher.key_env", "teacher.temperature",
     "teacher.max_tokens", "teacher.parallel", "teacher.budget_usd", "teacher.budget_tokens",
 )  # fmt: skip
+EMPTY: tuple[Any, ...] = (None, "", {}, [])
 TEXTS = ("prompt", "output_schema")  # keys that name a file whose text the page edits
 NEWEST = 3  # accepted rows that are shown
 STARTER = """\
@@ -145,15 +147,18 @@ def with_field(text: str, key: str, value: Any) -> str:
     """The text with one field of the form; an empty field, or its default, takes the key out.
 
     Raises:
-        RecipeError: the text is no recipe.
+        RecipeError: the text is no recipe; a Refusal for a line of `LINES` that says nothing.
     """
     values = {name: given for name, given in values_of(text).items() if name not in GROUPS}
     about = dataset_keys()[key]
-    parsed = parse_value(value) if isinstance(value, str) and key != "name" else value
+    if key in LINES:
+        parsed = from_lines(key, value)
+    else:
+        parsed = parse_value(value) if isinstance(value, str) and key != "name" else value
     with contextlib.suppress(ValueError):  # the check names what is wrong with it
-        parsed = convert(parsed, about.type) if parsed not in (None, "") else None
+        parsed = convert(parsed, about.type) if parsed not in EMPTY else None
     values.pop(key, None)
-    if parsed not in (None, "") and (parsed != about.default or key == "name"):
+    if parsed not in EMPTY and (parsed != about.default or key == "name"):
         values[key] = parsed
     order = list(values_of(text))
     ranked = sorted(values, key=lambda name: order.index(name) if name in order else len(order))
@@ -167,12 +172,13 @@ def to_text(values: Mapping[str, Any]) -> str:
 
 
 def fields_of(text: str) -> list[Any]:
-    """The values of the form's fields, the keys' defaults where the text says nothing."""
+    """The values of `FIELDS`, the keys' defaults where the text says nothing, then those of `LINES`."""
     try:
         values = values_of(text)
     except RecipeError:
-        return [None] * len(FIELDS)
-    return [values.get(key, dataset_keys()[key].default) for key in FIELDS]
+        return [None] * len(FIELDS + LINES)
+    lines = [to_lines(values.get(key)) for key in LINES]
+    return [*(values.get(key, dataset_keys()[key].default) for key in FIELDS), *lines]
 
 
 @dataclass

@@ -28,7 +28,7 @@ TEXTS = """(data) => {
     if (field.offsetParent !== null && !field.closest("#language, .data, .bubble p"))
       for (const name of ["aria-label", "title", "placeholder"]) {
         const text = field.getAttribute(name);
-        if (text && !text.includes("/")) found.push(text);  // a path or an address as an example
+        if (text && !/[\\/>]/.test(text)) found.push(text);  // not a path, an address or an expression as an example
       }
   return found;
 }"""

@@ -25,6 +25,7 @@ from llmforge.webui.making import (
     values_of,
     with_field,
 )
+from llmforge.webui.making_lines import LINES
 
 
 @pytest.fixture
@@ -50,15 +51,18 @@ def test_form_and_text_follow_each_other(board: Board) -> None:
     text = with_field(SUMS, "teacher.budget_usd", 2.5)
     text = with_field(text, "rows", 12)
     assert values_of(text)["teacher.budget_usd"] == 2.5
-    assert dict(zip(FIELDS, fields_of(text), strict=True))["rows"] == 12
+    assert dict(zip(FIELDS + LINES, fields_of(text), strict=True))["rows"] == 12
     assert values_of(with_field(text, "teacher.budget_usd", None)).get("teacher.budget_usd") is None
     assert values_of(text)["slots"] == {"n": {"int": [1, 9]}}
+    text = with_field(text, "slots", f"{fields_of(text)[-2]}\ntone: calm, angry")
+    assert values_of(text)["slots"] == {"n": {"int": [1, 9]}, "tone": {"choice": ["calm", "angry"]}}
+    assert "checks" not in values_of(with_field(with_field(text, "checks", "n > 0"), "checks", ""))
 
 
 def test_a_broken_text_is_named_by_its_line_and_changes_nothing(board: Board) -> None:
     with pytest.raises(RecipeError, match="line 3: broken YAML"):
         values_of("kind: dataset\nname: [unclosed\n")
-    assert fields_of("kind: [") == [None] * len(FIELDS)
+    assert fields_of("kind: [") == [None] * len(FIELDS + LINES)
 
 
 def test_a_schema_that_is_no_json_is_refused_before_anything_is_written(board: Board) -> None:

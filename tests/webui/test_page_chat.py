@@ -183,7 +183,7 @@ def tuned(board: Board, tiny_model_dir: Path) -> str:
     """A finished run of the tiny model in the board's project."""
     shutil.copytree(tiny_model_dir, board.folder / "models/small")
     words = ["train", "model_name_or_path=models/small", "dataset=questions", "template=chatml", "max_steps=1",
-             "output_dir=runs/tuned", "use_cpu=true", "report_to=none"]  # fmt: skip
+             "output_dir=runs/tuned", "device=cpu"]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "llmforge.cli", *words], cwd=board.folder, capture_output=True, text=True, check=False
     )

@@ -109,7 +109,9 @@ def stop_at(page: Any, language: str, name: str) -> None:
     if PICTURES:
         from PIL import Image
 
-        tall = min(page.evaluate("document.documentElement.scrollHeight"), TALLEST)
+        tall = min(
+            page.evaluate("document.querySelector('#page').getBoundingClientRect().bottom + scrollY") + 24, TALLEST
+        )
         data = page.screenshot(full_page=True, clip={"x": 0, "y": 0, "width": WIDE, "height": tall})
         folder = Path(PICTURES)
         folder.mkdir(parents=True, exist_ok=True)

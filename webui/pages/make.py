@@ -24,6 +24,7 @@ from llmforge.webui.making import (
     with_field,
 )
 from llmforge.webui.making_check import FIX, Wrong, problems_of, show_problems, told
+from llmforge.webui.making_lines import LINES, from_lines
 from llmforge.webui.making_view import job_name, pace, show_estimate, show_status
 from llmforge.webui.markup import Safe, tag
 from llmforge.webui.poll import on_load, on_tick
@@ -69,6 +70,14 @@ class _Page:
             with gr.Row():
                 self.fields |= {key: _field(key) for key in FIELDS[4:]}
             with gr.Row():
+                self.fields |= {
+                    key: gr.Textbox(
+                        label=mark(f"make.field_{key}"), placeholder=mark(f"make.hint_{key}"), lines=3, max_lines=12,
+                        elem_id=f"make-{key}",
+                    )
+                    for key in LINES
+                }  # fmt: skip
+            with gr.Row():
                 self.prompt = gr.Textbox(label=mark("make.prompt"), lines=9, max_lines=20, elem_id="make-prompt")
                 self.schema = gr.Code(
                     language="json", label=mark("make.schema"), lines=9, max_lines=20, elem_id="make-schema"
@@ -96,9 +105,9 @@ class _Page:
         self.recipe.change(self._loaded, self.recipe, opened, **QUIET)
         gr.on([self.new.click, self.fresh.submit], self._begun, self.fresh, opened, **QUIET)
         for key, field in self.fields.items():
-            field.input(_typed(key), [field, self.text], [self.text, self.view.recipe], **QUIET)
+            field.input(_typed(key), [field, self.text], [self.text, self.view.recipe, field], **QUIET)
         self.text.input(_retyped, self.text, [*fields, self.view.recipe], **QUIET)
-        inputs = [self.path, self.prompt, self.schema, self.text]
+        inputs = [self.path, self.prompt, self.schema, self.text, self.fields["slots"]]
         for name in ("check", "estimate", "preview", "resume"):
             self.buttons[name].click(
                 self._action(name), inputs, [self.result, self.problems, *fields, self.prompt], **QUIET
@@ -144,12 +153,13 @@ class _Page:
     # What the buttons do
 
     def _action(self, what: str) -> Any:
-        def act(place: str, asked: str, shape: str, now: str, request: gr.Request) -> Iterator[list[Any]]:
+        def act(place: str, asked: str, shape: str, now: str, slots: str, request: gr.Request) -> Iterator[list[Any]]:
             words = words_of(request)
             clean = [gr.update(**_under("")) for _ in range(len(self.fields) + 1)]
             try:
                 if not place:
                     raise Refusal("make.choose")
+                from_lines("slots", slots or "")  # a line that says nothing is not in the text
                 save_draft(self.board, Draft(place, now, asked, shape or ""))
                 recipe, rows = read_recipe(self.board, place)
                 if what == "check":
@@ -164,7 +174,7 @@ class _Page:
             except RecipeError as error:
                 found = problems_of(error, now)
                 at = {wrong.key: told(words, wrong, now) for wrong in found}
-                under = [gr.update(**_under(at.get(key, ""))) for key in (*FIELDS, "prompt")]
+                under = [gr.update(**_under(at.get(key, ""))) for key in (*self.fields, "prompt")]
                 yield [show_problems(words, found, now), found, *under]
             except Exception as error:
                 yield [show_trouble(words, trouble_of(words, words("make.failed_start"), error)), [], *clean]
@@ -190,12 +200,14 @@ class _Page:
 def _typed(key: str) -> Any:
     """A field's new value stands in the text."""
 
-    def changed(value: Any, now: str) -> list[Any]:
+    def changed(value: Any, now: str, request: gr.Request) -> list[Any]:
         try:
             text = with_field(now, key, value)
+        except Refusal as wrong:
+            return [gr.skip(), gr.skip(), gr.update(**_under(wrong.said(words_of(request))))]
         except RecipeError:
-            return [gr.skip(), gr.skip()]  # the check says what is wrong with the text
-        return [text, text]
+            return [gr.skip()] * 3  # the check says what is wrong with the text
+        return [text, text, gr.update(**_under(""))]
 
     return changed
 
@@ -208,7 +220,7 @@ def _fixed(found: list[Wrong], now: str, event: gr.EventData) -> list[Any]:
     """The text without one problem; a check finds those that are left."""
     text = found[event.number].fixed if event.number < len(found) else None
     if text is None:
-        return [gr.skip()] * (len(FIELDS) + 3)
+        return [gr.skip()] * (len(FIELDS + LINES) + 3)
     return [text, *(gr.update(value=value, **_under("")) for value in fields_of(text)), text, ""]
 
 
