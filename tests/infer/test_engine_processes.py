@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import sys
+import threading
+from multiprocessing.connection import Connection
 
 import psutil
 import pytest
@@ -17,6 +20,8 @@ from llmforge.data.tokenizer import load_tokenizer
 from llmforge.errors import RecipeError
 from llmforge.infer.local.core import LocalCore
 from llmforge.infer.local.engine import LocalEngine
+from llmforge.infer.local.messages import Quit
+from llmforge.infer.local.process_fleet import ProcessWorker
 from llmforge.infer.protocol import (
     EngineUnavailable,
     GenerateRequest,
@@ -135,6 +140,27 @@ def test_a_killed_worker_takes_only_the_replies_it_had_begun(tiny_model_dir, cor
     ]
     assert after == [reply.token_ids for (reply,) in core.generate_all([asking(5, i) for i in range(6)])]
     assert (stats.workers, stats.workers_died, stats.ready) == (2, 1, True)
+
+
+def test_nobody_waits_for_a_worker_that_reads_nothing_during_a_step():
+    ours, theirs = socket.socketpair()
+    worker = ProcessWorker(Connection(ours.detach()), max_rows=1, pid=0)
+    worker.start(lambda message: None)
+    messages = [f"{number}" * 20_000 for number in range(100)]  # more than the connection holds
+
+    def send_all():
+        for message in messages:
+            worker.send(message)
+
+    sending = threading.Thread(target=send_all, daemon=True)
+    sending.start()
+    sending.join(60)
+    assert not sending.is_alive()
+    with Connection(theirs.detach()) as other:
+        assert [other.recv() for _ in messages] == messages
+        worker.send(Quit())
+        worker.close()
+        assert other.recv() == Quit()
 
 
 def test_a_single_worker_that_dies_turns_readiness_off(tiny_model_dir):

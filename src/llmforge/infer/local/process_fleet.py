@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import queue
 import socket
 import subprocess
 import sys
@@ -36,18 +37,42 @@ TOGETHER = 8
 
 
 class ProcessWorker:
-    """One end of the connection to a worker process."""
+    """One end of the connection to a worker process.
+
+    A thread writes to it, since a worker reads between two steps only and the connection holds so much: whoever sends
+    many long prompts must not wait for a step.
+    """
 
     def __init__(self, connection: Connection, max_rows: int, pid: int):
         self.connection, self.max_rows, self.pid = connection, max_rows, pid
+        self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._sender = threading.Thread(target=self._write, name="llmforge-to-worker", daemon=True)
 
     def start(self, hear: Callable[[Any], None]) -> None:
         """Let `hear` get its messages, in a thread."""
         threading.Thread(target=self._listen, args=(hear,), name="llmforge-worker", daemon=True).start()
+        self._sender.start()
 
     def send(self, message: Any) -> None:
-        with contextlib.suppress(OSError):  # it has died; the listener says so
-            self.connection.send(message)
+        """Never waits."""
+        self._outbox.put(message)
+
+    def close(self) -> None:
+        """Close the connection, once the last message, Quit, is written or END_S have passed."""
+        if self._sender.is_alive():
+            self._sender.join(END_S)
+        with contextlib.suppress(OSError):
+            self.connection.close()
+
+    def _write(self) -> None:
+        while True:
+            message = self._outbox.get()
+            try:
+                self.connection.send(message)
+            except OSError:  # it has died; the listener says so
+                return
+            if isinstance(message, Quit):
+                return
 
     def _listen(self, hear: Callable[[Any], None]) -> None:
         while True:
@@ -113,9 +138,10 @@ class ProcessFleet:
         """Let go of all processes; they end by themselves, after the step they are in."""
         for worker in self.workers:
             worker.send(Quit())
-        for connection in (*(worker.connection for worker in self.workers), self.control):
-            with contextlib.suppress(OSError):
-                connection.close()
+        for worker in self.workers:
+            worker.close()
+        with contextlib.suppress(OSError):
+            self.control.close()
         try:
             self.process.wait(END_S + 5)
         except subprocess.TimeoutExpired:

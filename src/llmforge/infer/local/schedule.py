@@ -80,7 +80,7 @@ class Schedule:
                 self._make_room(row)
         decoding = [row for row in self.running if row.has_drawn and id(row) in chosen]
         parts = [self._part(row, row.num_pending) for row in decoding]
-        # Those who have waited longest come to their end sooner; those behind them, whose turn has not come, lose little.
+        # Who has waited longest comes to its end sooner; those behind it, whose turn has not come, lose little.
         rests = self._steps_with_prompts >= READS and len(self.waiting) > len(decoding) > 0
         budget = 0 if rests else max(self.chunk - len(parts), self.chunk // 2)
         for row in [row for row in self.running if not row.has_drawn and id(row) in chosen]:
