@@ -81,6 +81,7 @@ def create_app(board: Board, password: str | None = None) -> Any:
     import fastapi
 
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_api_route("/alive", _alive)
     with warnings.catch_warnings():
         # gradio says that pages are not rendered on the server, which nobody asked for
         warnings.filterwarnings("ignore", message="SSR mode")
@@ -102,8 +103,16 @@ def create_app(board: Board, password: str | None = None) -> Any:
     return Guard(Sending(app, head()), password)
 
 
+async def _alive() -> dict[str, bool]:
+    """Asked by open pages every few seconds."""
+    return {"alive": True}
+
+
 def head() -> str:
     """What stands first in every page's head: the title's icon, and the script of the bar and the keys."""
-    said = {language: {"copied": texts(language)["common.copied"]} for language in LANGUAGES}
+    said = {
+        language: {"copied": texts(language)["common.copied"], "gone": texts(language)["common.board_gone"]}
+        for language in LANGUAGES
+    }
     script = (HERE / "board.js").read_text(encoding="utf-8").replace("TEXTS", json.dumps(said, ensure_ascii=False))
     return f"<script>{script}</script>"

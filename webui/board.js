@@ -68,6 +68,20 @@
     cursor.style.visibility = tip.style.visibility = "visible";
     tip.style.left = `${Math.min(event.clientX - box.left + 14, box.width - tip.offsetWidth - 4)}px`;
   });
+  // A board that does not answer says so on every open page, also on one that asks it nothing.
+  const look = async () => {
+    const here = await fetch("alive", { cache: "no-store" }).then(() => true, () => false);
+    const told = document.getElementById("gone");
+    if (here && told) told.remove();
+    if (!here && !told && document.body) {
+      const note = document.createElement("p");
+      note.id = "gone";
+      note.setAttribute("role", "alert");
+      note.textContent = texts[language].gone;
+      document.body.prepend(note);
+    }
+  };
+  setInterval(() => { if (!document.hidden) look(); }, 5000);
   // gradio's editors have no name for screen readers; they get that of their label.
   const nameEditors = () => {
     for (const editor of document.querySelectorAll(".cm-content:not([aria-label])")) {

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import Board, serious, settled, shoot, sideways
+from browsing import Board, serious, settled, shoot, sideways, start_board
 from own_words import foreign, unfold
 
 FOLDER = Path(__file__).parents[2] / "webui/pages"
@@ -43,3 +43,14 @@ def test_the_language_switch_changes_this_browser_alone(board: Board, open_page:
     other.wait_for_selector("h1:has-text('Data')")
     mine.reload()
     mine.wait_for_selector("h1:has-text('数据')")
+
+
+def test_an_open_page_tells_when_the_board_is_gone_and_when_it_is_back(project: Path, open_page: Any) -> None:
+    running = start_board(project)
+    page = open_page(f"{running.url}/review", language="zh")
+    settled(page)
+    running.kill()
+    page.wait_for_selector("#gone >> text=看板没有响应")
+    running = start_board(project, port=running.port)
+    page.wait_for_selector("#gone", state="detached")
+    running.stop()
