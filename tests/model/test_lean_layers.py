@@ -7,9 +7,12 @@ import torch
 import torch.nn.functional as F
 import transformers
 from peft import LoraConfig, get_peft_model
+from transformers.models.llama import modeling_llama
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from llmforge.model.lean import take_lean_layers
 from llmforge.model.linear import Linear, gated_mlp, lora_linear, rms_norm
+from llmforge.model.rotary import rotary, with_lean_rotary
 
 
 def draw(*shape):
@@ -101,9 +104,35 @@ def test_a_models_gradient_stays_the_same_and_another_activation_is_left_alone(f
     model, ids = lora_model(family), torch.randint(3, 50, (2, 7))
     before = gradients(model, ids)
     taken = take_lean_layers(model)
-    assert (taken.linears, taken.mlps, taken.norms) == (14, mlps, norms)
+    assert (taken.linears, taken.mlps, taken.norms, taken.rotaries) == (14, mlps, norms, 2)
     after = gradients(model, ids)
     assert (after - before).norm() < 4e-6 * before.norm()  # another order of sums, through two layers
+
+
+@pytest.mark.parametrize("tokens_first", [False, True])
+def test_turned_heads_and_their_gradient_are_the_librarys(tokens_first):
+    query, key = draw(2, 4, 5, 6), draw(2, 1, 5, 6)
+    if tokens_first:  # as projections leave them
+        query, key = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (query, key))
+    cos, sin = draw(2, 5, 6).detach(), draw(2, 5, 6).detach()  # halves that differ, which Llama's do not
+    expected = apply_rotary_pos_emb(query, key, cos, sin)
+    for mine, his, x in zip(rotary(None, query, key, cos, sin), expected, (query, key), strict=True):
+        assert_equal_with_gradients(mine, his, [x])
+
+
+def test_what_turns_otherwise_is_left_to_the_library():
+    query, key, cos = draw(1, 2, 5, 6), draw(1, 2, 5, 6), draw(1, 5, 4).detach()
+    for case in ((query, key, cos, cos), (query, key, cos, cos, None), (query[0], key[0], cos, cos)):
+        assert rotary(lambda *given: given, *case) == case
+    half_turned = transformers.models.glm.modeling_glm.GlmAttention
+    assert with_lean_rotary(half_turned.forward) is None  # turns neighbours, and a part of each head only
+
+
+def test_the_librarys_own_rotary_stays_where_it_is():
+    own, forward = modeling_llama.apply_rotary_pos_emb, modeling_llama.LlamaAttention.forward
+    take_lean_layers(lora_model())
+    assert modeling_llama.apply_rotary_pos_emb is own
+    assert modeling_llama.LlamaAttention.forward is forward
 
 
 def test_dora_keeps_its_own_forward():

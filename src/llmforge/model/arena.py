@@ -30,11 +30,13 @@ class Arena:
         self._storage = torch.empty(size, dtype=torch.uint8).untyped_storage()
         self.wanted = 0
         self._used = 0
+        self._outside: set[int] = set()  # storages asked for here that did not fit: asked for once
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
         """Tensors kept inside lie in the arena; they are overwritten after the next `open`."""
         self.wanted = self._used = 0
+        self._outside.clear()
         token = _open.set(self)
         try:
             yield
@@ -52,9 +54,14 @@ class Arena:
         # Not a view of one large tensor: views share the counter by which autograd sees that something was overwritten.
         return torch.empty(0, dtype=dtype).set_(self._storage, start // dtype.itemsize, shape, strides)
 
+    def left_out(self, tensor: Tensor) -> None:
+        """The tensor that was made because `take` had no room."""
+        self._outside.add(tensor.untyped_storage().data_ptr())
+
     def holds(self, tensor: Tensor) -> bool:
-        """Whether the tensor already lies here."""
-        return tensor.untyped_storage().data_ptr() == self._storage.data_ptr()
+        """Whether the tensor already lies here, or was asked for and left out."""
+        place = tensor.untyped_storage().data_ptr()
+        return place == self._storage.data_ptr() or place in self._outside
 
 
 _open: ContextVar[Arena | None] = ContextVar("forge_arena", default=None)
@@ -74,7 +81,11 @@ def empty_to_keep(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -
     """Memory (*shape) for a tensor that the backward pass will read."""
     arena = _open.get() if like.device.type == "cpu" else None
     taken = arena.take(shape, dtype or like.dtype) if arena else None
-    return like.new_empty(shape, dtype=dtype) if taken is None else taken
+    if taken is None:
+        taken = like.new_empty(shape, dtype=dtype)
+        if arena:
+            arena.left_out(taken)
+    return taken
 
 
 def keep(tensor: Tensor) -> Tensor:

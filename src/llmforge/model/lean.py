@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from llmforge.model.linear import Linear, gated_mlp, lora_linear, rms_norm
+from llmforge.model.rotary import with_lean_rotary
 
 TOLERANCE = 1e-4  # relative, fp32; another formula, such as another activation, is off by 1e-2 and more
 
@@ -29,15 +30,20 @@ class Taken:
     linears: int = 0
     mlps: int = 0
     norms: int = 0
+    rotaries: int = 0
 
     def __str__(self) -> str:
-        return f"{self.linears} LoRA linears, {self.mlps} gated MLPs, {self.norms} norms"
+        return (
+            f"{self.linears} LoRA linears, {self.mlps} gated MLPs, {self.norms} norms, "
+            f"rotary positions of {self.rotaries} layers"
+        )
 
 
 def take_lean_layers(model: nn.Module) -> Taken:
     """Give every layer that allows it its lean forward."""
     taken = Taken()
     agrees = _Agreement()
+    turned = cache(with_lean_rotary)
     module: Any  # layers are known by their attributes
     for module in model.modules():
         if _is_lora(module):
@@ -53,6 +59,9 @@ def take_lean_layers(model: nn.Module) -> Taken:
                     module.forward = partial(lean, module)
                     taken.norms += 1
                     break
+        elif type(module).__name__.endswith("Attention") and (turn := turned(type(module).forward)):
+            module.forward = partial(turn, module)
+            taken.rotaries += 1
     return taken
 
 

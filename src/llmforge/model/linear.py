@@ -18,7 +18,7 @@ from torch.autograd import Function
 from llmforge.model.arena import empty_to_keep, keep
 from llmforge.model.gemm import product
 
-MLP_BLOCK = 512  # tokens: a block of the widest activations, some MB, stays in a CPU's cache
+TOKEN_BLOCK = 512  # a block of the widest activations, some MB, stays in a CPU's cache
 
 
 class Linear(NamedTuple):
@@ -80,10 +80,10 @@ def multiply_backward(
     if a is not None and b is not None:
         image = product(grad, b.t()).mul_(scale)  # (tokens, rank)
         if needs[3]:
-            d_a = image.t() @ _drop(x, kept, dropout)
+            d_a = product(image.t(), _drop(x, kept, dropout).t())
         if needs[4]:
             low = product(_drop(x, kept, dropout), a) if low is None else low
-            d_b = (low.t() @ grad).mul_(scale).t()  # this way round the product is several times faster on a CPU
+            d_b = product(low.t(), grad.t()).mul_(scale).t()  # this way round it is several times faster on a CPU
     if needs[0]:
         more = product(grad, weight.t())
         d_x = more if d_x is None else d_x.add_(more)
@@ -197,7 +197,7 @@ class _GatedMlp(Function):
 
 
 def _block_rows(flat: Tensor) -> int:
-    return MLP_BLOCK if flat.device.type == "cpu" else max(len(flat), 1)
+    return TOKEN_BLOCK if flat.device.type == "cpu" else max(len(flat), 1)
 
 
 def _plus(total: Tensor | None, part: Tensor | None) -> Tensor | None:
@@ -234,15 +234,19 @@ class _RmsNorm(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple:
         x, weight, rms = ctx.saved_tensors
-        grad = grads[0]
-        unit = x * rms
-        d_weight = (grad * unit).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
-        d_x = None
-        if ctx.needs_input_grad[0]:
-            d_unit = grad * weight
-            mean = (d_unit * unit).mean(-1, keepdim=True)
-            d_x = d_unit.sub_(unit.mul_(mean)).mul_(rms)
-        return d_x, d_weight, None
+        grad, flat = grads[0].reshape(-1, x.shape[-1]), x.reshape(-1, x.shape[-1])
+        d_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        d_x = torch.empty_like(flat) if ctx.needs_input_grad[0] else None
+        for rows in _blocks(len(flat), _block_rows(flat)):
+            scale = rms.reshape(-1, 1)[rows]
+            unit = flat[rows] * scale
+            if d_weight is not None:
+                d_weight += (grad[rows] * unit).sum(0)
+            if d_x is not None:
+                d_unit = torch.mul(grad[rows], weight, out=d_x[rows])
+                mean = (d_unit * unit).mean(-1, keepdim=True)
+                d_unit.sub_(unit.mul_(mean)).mul_(scale)
+        return (d_x.view(x.shape) if d_x is not None else None), d_weight, None
 
 
 def lora_linear(x: Tensor, linear: Linear, dropout: float = 0.0) -> Tensor:
