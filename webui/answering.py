@@ -16,7 +16,7 @@ _stops: dict[str, asyncio.Event] = {}  # session -> told to stop
 
 async def answer(at: Talk, drawn: Asked, session: str) -> AsyncIterator[None]:
     """Stream all columns at once until they are over or the reader stops them; yields when there is something new."""
-    stop = _stops[session] = asyncio.Event()
+    told = _stops[session] = asyncio.Event()
     tasks = [
         asyncio.create_task(
             chat_client.fill(column.reply, column.target, drawn.body(column.target.model, column.messages))
@@ -25,7 +25,7 @@ async def answer(at: Talk, drawn: Asked, session: str) -> AsyncIterator[None]:
         if column.reply
     ]
     try:
-        while not all(task.done() for task in tasks) and not stop.is_set():
+        while not all(task.done() for task in tasks) and not told.is_set():
             yield None
             await asyncio.wait(tasks, timeout=EVERY_S)
     finally:
@@ -34,7 +34,7 @@ async def answer(at: Talk, drawn: Asked, session: str) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
         for column in at.columns:
             column.close()
-        if _stops.get(session) is stop:
+        if _stops.get(session) is told:
             del _stops[session]
     yield None
 

@@ -151,6 +151,7 @@ def with_field(text: str, key: str, value: Any) -> str:
     """
     values = {name: given for name, given in values_of(text).items() if name not in GROUPS}
     about = dataset_keys()[key]
+    parsed: Any = None
     if key in LINES:
         parsed = from_lines(key, value)
     else:

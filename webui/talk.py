@@ -140,8 +140,9 @@ def _bubble(words: Words, role: str, text: str, *more: Any) -> Safe:
 
 def _growing(words: Words, reply: Reply) -> Safe:
     """The newest reply with how it stands."""
-    told = words(f"chat.reply_{reply.state}")
-    if reply.state == "done":
+    if reply.state != "done":
+        told = words(f"chat.reply_{reply.state}")
+    else:
         shown = {"seconds": f"{reply.took_s:.1f}", "first": f"{reply.first_s or 0:.1f}"}
         told = words("chat.took", n=reply.tokens, **shown)
         told += f" · {words('chat.cut')}" if reply.finish == "length" else ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,8 +22,6 @@ sys.path.append(str(Path(__file__).parents[1] / "serve"))
 from echo_engine import EchoEngine
 from live_server import Server
 
-from llmforge.datagen.generate import generate
-from llmforge.datagen.keys import DatasetRecipe
 from llmforge.datagen.recipe import load_dataset_recipe
 from llmforge.datagen.review import Review
 from llmforge.runs import RunDir
@@ -68,21 +67,17 @@ def toured(
     """(language, the board over the project of the tour)."""
     language = request.param
     folder = fill_tour(tmp_path_factory.mktemp("tour"), language, tiny_model_dir, SHIPPED, answers)
-    here = Path.cwd()
-    os.chdir(folder)
-    try:
-        recipe = load_dataset_recipe(["recipes/support.yaml"])
-        generate(recipe, 16)
-        _review(recipe)
-    finally:
-        os.chdir(here)
+    made = [sys.executable, "-m", "llmforge.cli", "data", "generate", "recipes/support.yaml", "--preview", "16"]
+    subprocess.run(made, cwd=folder, check=True, capture_output=True)
+    _review(folder / "recipes/support.yaml", folder / "work/support")
     board = start_board(folder)
     yield language, board
     board.stop()
 
 
-def _review(recipe: DatasetRecipe) -> None:
-    review = Review.open(recipe)
+def _review(path: Path, work: Path) -> None:
+    """Decide about the first rows: one is rejected, one edited."""
+    review = Review.open(load_dataset_recipe([str(path), f"store.dir={work}"], "review"))
     for number, id in enumerate(list(review.rows)[:12]):
         state = "rejected" if number == 4 else "accepted"
         new = {"/output": f"{review.rows[id]['output']} :-)"} if number == 7 else {}
