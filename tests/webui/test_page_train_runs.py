@@ -98,9 +98,9 @@ def choose(page, field: str, text: str) -> None:
     page.click(f"[role=option]:has-text('{text}')")
 
 
-def typed(page, where: str, text: str) -> None:
+def typed(page, where: str, text: str, field: str = ":is(input, textarea)") -> None:
     """Type into a field in place of what is there; playwright's fill is no typing to gradio."""
-    page.click(f"{where} :is(input, textarea)")
+    page.click(f"{where} {field}")
     page.keyboard.press("Control+A")
     page.keyboard.press("Delete")
     page.keyboard.type(text)
@@ -127,6 +127,8 @@ def test_from_an_empty_project_to_an_answer_by_mouse_with_few_fields(tmp_path, t
     try:
         page = open_page(running.url)
         touched = Touched(page)
+        page.wait_for_selector("#home-sample-button")
+        page.wait_for_selector("#home-lamp .lamp")
         web.shoot(page, "home-empty")
         page.click("#home-sample-button")
         page.click("#home-told a")
@@ -156,6 +158,8 @@ def test_from_an_empty_project_to_an_answer_by_mouse_with_few_fields(tmp_path, t
         page.click("#run-actions a:has-text('Chat')")
         page.wait_for_selector("#chat-status .good", timeout=PATIENCE_MS)
         page.wait_for_function("document.querySelector('#chat-model-0 input')?.value", timeout=PATIENCE_MS)
+        touched.click("max_tokens", "#chat-settings button")  # the tiny model's window is as long as the usual limit
+        typed(page, "#chat-max-tokens", "8", "input[type=number]")
         touched.click("prompt", "#chat-prompt textarea")
         page.keyboard.type("What is wrong with the printer?")  # the only thing that no mouse can do
         page.click("#chat-send")
@@ -216,6 +220,10 @@ def test_from_an_empty_project_to_an_answer_by_keyboard_alone(tmp_path, tiny_mod
         press(page, "#run-actions a[href^='chat']")
         page.wait_for_selector("#chat-status .good", timeout=PATIENCE_MS)
         page.wait_for_function("document.querySelector('#chat-model-0 input')?.value", timeout=PATIENCE_MS)
+        press(page, "#chat-settings button")
+        tab_to(page, "#chat-max-tokens input[type=number]")
+        page.keyboard.press("Control+A")
+        page.keyboard.type("8")
         tab_to(page, "#chat-prompt textarea")
         page.keyboard.type("What is wrong with the printer?")
         page.keyboard.press("Enter")
