@@ -82,6 +82,15 @@
     }
   };
   setInterval(() => { if (!document.hidden) look(); }, 5000);
+  // gradio takes only pressed keys for typing; what is deleted, pasted, dropped or composed (Chinese) is typed too.
+  let pressed = false;
+  addEventListener("keypress", (event) => { if (event.isTrusted) pressed = true; }, true);
+  addEventListener("input", (event) => {
+    const known = pressed;
+    pressed = false;
+    if (!known && event.isTrusted && event.target.matches?.("[data-testid=textbox]"))
+      event.target.dispatchEvent(new KeyboardEvent("keypress", { bubbles: true }));
+  });
   // gradio's editors have no name for screen readers; they get that of their label.
   const nameEditors = () => {
     for (const editor of document.querySelectorAll(".cm-content:not([aria-label])")) {
