@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import queue
 import socket
 import subprocess
@@ -31,6 +32,9 @@ log = logging.getLogger(__name__)
 START = "import sys; from llmforge.infer.local.child import main; sys.exit(main(int(sys.argv[1])))"
 MAX_DEATHS = 3  # workers are made anew so often within DEATHS_S; then something is wrong with all of them
 DEATHS_S = 60.0
+# OpenMP's threads wait for each other for about 0.1 ms before they sleep, instead of 7. Beside two other busy processes
+# on two cores a step of two threads took 370 ms instead of 512, and half of the CPU time (135M model, 8 rows).
+PATIENCE = {"GOMP_SPINCOUNT": "5000"}
 # A step of few rows waits for its weights to come from memory. One worker reads them once for all rows, with the cores
 # of the others.
 TOGETHER = 8
@@ -96,7 +100,9 @@ class ProcessFleet:
         self._replicas, self._threads = (_number(recipe, name) for name in ("replicas", "threads"))
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-c", START, str(theirs.fileno())]
-        self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env={**PATIENCE, **os.environ}
+        )
         theirs.close()
         self.control = Connection(ours.detach())
         self.workers: list[ProcessWorker] = []
