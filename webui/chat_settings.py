@@ -30,7 +30,9 @@ def draw_settings() -> dict[str, Any]:
         with gr.Row(visible=False) as contrast:
             top_k = gr.Slider(2, 32, 4, step=1, label=mark("chat.top_k"), elem_id="chat-top-k")
             alpha = gr.Slider(0, 1, 0.6, step=0.05, label=mark("chat.penalty_alpha"), elem_id="chat-alpha")
-        schema = gr.Code(language="json", label=mark("chat.schema"), elem_id="chat-schema", lines=3, max_lines=12)
+        schema = gr.Code(
+            language="json", label=mark("chat.schema"), elem_id="chat-schema", lines=3, max_lines=12, buttons=[]
+        )
 
     def method(name: str) -> list[Any]:
         draws = name == "sample"

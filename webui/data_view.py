@@ -192,7 +192,7 @@ def _labels(words: Words, labels: Mapping[str, int]) -> Safe:
     lines = [
         tag(
             "tr",
-            tag("td", name),
+            tag("td", name, class_="data"),
             tag("td", tag("meter", str(n), value=n, max=most, aria_label=name)),
             tag("td", f"{n:,}"),
         )

@@ -29,7 +29,7 @@ def show_scores(words: Words, found: Comparison, before: str, after: str) -> Saf
         lines.append(
             tag(
                 "tr",
-                tag("td", one.metric),
+                tag("td", one.metric, class_="data"),
                 tag("td", f"{one.before:.4g}", class_="number"),
                 tag("td", f"{one.after:.4g}", class_="number"),
                 tag("td", gap),
@@ -105,18 +105,18 @@ def show_pair(words: Words, pair: Pair) -> Safe:
     one, two = values_of(pair.before), values_of(pair.after)
     for name in dict.fromkeys([*one, *two]):
         cells = (tag("td", f"{values[name]:.4g}" if name in values else "–", class_="number") for values in (one, two))
-        lines.append(tag("tr", tag("td", name), *cells))
+        lines.append(tag("tr", tag("td", name, class_="data"), *cells))
     head = tag("tr", *(tag("th", words(f"eval.head_{name}")) for name in ("metric", "before", "after")))
-    wanted = tag("section", tag("h3", words("eval.label")), tag("p", pair.label)) if pair.label else None
+    wanted = tag("section", tag("h3", words("eval.label")), tag("p", pair.label, class_="data")) if pair.label else None
     return tag(
         "article",
         tag("h2", words("data.row", n=pair.row)),
-        tag("section", tag("h3", words("eval.prompt")), tag("p", pair.prompt)),
+        tag("section", tag("h3", words("eval.prompt")), tag("p", pair.prompt, class_="data")),
         wanted,
         tag(
             "div",
-            tag("section", tag("h3", words("eval.before_short")), tag("p", pair.before.predict)),
-            tag("section", tag("h3", words("eval.after_short")), tag("p", pair.after.predict)),
+            tag("section", tag("h3", words("eval.before_short")), tag("p", pair.before.predict, class_="data")),
+            tag("section", tag("h3", words("eval.after_short")), tag("p", pair.after.predict, class_="data")),
             class_="talk columns-2",
         ),
         tag(

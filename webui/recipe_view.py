@@ -14,9 +14,11 @@ class RecipeView:
 
     def __init__(self, name: str):
         with gr.Accordion(mark("common.show_recipe"), open=False, elem_id=f"{name}-recipe"):
-            self.recipe = gr.Code(language="yaml", label=mark("common.recipe"), interactive=False, max_lines=30)
+            self.recipe = gr.Code(
+                language="yaml", label=mark("common.recipe"), interactive=False, max_lines=30, buttons=["copy"]
+            )
         with gr.Accordion(mark("common.show_command"), open=False, elem_id=f"{name}-command"):
-            self.command = gr.Code(language="shell", label=mark("common.command"), interactive=False)
+            self.command = gr.Code(language="shell", label=mark("common.command"), interactive=False, buttons=["copy"])
 
     @property
     def outputs(self) -> list[Any]:

@@ -95,8 +95,8 @@ def _fields(queue: Queue, item: Item) -> list[Safe]:
     for place in queue.review.fields:
         value = value_at(item.reviewed.row, place)
         if value is not MISSING:
-            text = tag("p", value) if isinstance(value, str) else tag("pre", pretty(value))
-            found.append(tag("section", tag("h3", name_of(place)), text))
+            text = tag("p", value, class_="data") if isinstance(value, str) else tag("pre", pretty(value))
+            found.append(tag("section", tag("h3", name_of(place), class_="data"), text))
     return found
 
 
@@ -117,7 +117,7 @@ def _editor(queue: Queue, item: Item, given: Mapping[str, str]) -> list[Safe]:
             spellcheck="false" if not isinstance(value, str) else None,
             class_="json" if not isinstance(value, str) else None,
         )
-        found.append(tag("section", tag("label", name_of(place), for_=id), area))
+        found.append(tag("section", tag("label", name_of(place), for_=id, class_="data"), area))
     return found
 
 
@@ -128,7 +128,9 @@ def _schema(words: Words, queue: Queue, item: Item) -> Safe | None:
     if not wrong:
         return tag("p", words("review.schema_good"), class_="good")
     return tag(
-        "section", tag("h3", words("review.schema_bad"), class_="bad"), tag("ul", *(tag("li", w) for w in wrong))
+        "section",
+        tag("h3", words("review.schema_bad"), class_="bad"),
+        tag("ul", *(tag("li", w, class_="data") for w in wrong)),
     )
 
 
@@ -139,7 +141,7 @@ def _changes(words: Words, item: Item) -> Safe | None:
         now = item.reviewed.row.get(name)
         if canonical_json(made) != canonical_json(now):
             old, new = (value if isinstance(value, str) else pretty(value) for value in (made, now))
-            lines.append(tag("section", tag("h4", name), tag("pre", *marked(old, new), class_="diff")))
+            lines.append(tag("section", tag("h4", name, class_="data"), tag("pre", *marked(old, new), class_="diff")))
     return tag("details", tag("summary", words("review.changes")), *lines, open=True) if lines else None
 
 
@@ -162,7 +164,7 @@ def show_facts(words: Words, item: Item | None) -> Safe:
     facts = {name: item.made[name] for name in FACTS if item.made.get(name)} if item else {}
     if not facts:
         return Safe("")
-    parts = [tag("section", tag("h4", name), tag("pre", pretty(value))) for name, value in facts.items()]
+    parts = [tag("section", tag("h4", name, class_="data"), tag("pre", pretty(value))) for name, value in facts.items()]
     return tag("details", tag("summary", words("review.facts")), *parts)
 
 

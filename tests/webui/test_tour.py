@@ -33,8 +33,8 @@ WIDE, TALLEST = 1180, 1000
 LONG = PATIENCE_S * 1000
 SHIPPED = Path(__file__).parents[2] / "data"
 # What is data in this project: names of models, runs, data sets and labels.
-NAMES = ("echo", "org tuned", "reports rank too fast two epochs untuned", "support", "small chat", "models", "work",
-         "report classify en zh train test", "exact match")  # fmt: skip
+NAMES = ("echo", "org tuned", "runs reports rank too fast two epochs untuned", "support", "small chat", "models",
+         "work report classify en zh train test", "exact match")  # fmt: skip
 ASKED = {
     "en": "Sort this report, answer with JSON: a smell of gas in the cellar of 12 Linden Square.",
     "zh": "判断这份报告属于哪一类，用 JSON 回答：草场巷 47 号地下室有燃气味。",

@@ -80,10 +80,10 @@ class _Page:
             with gr.Row():
                 self.prompt = gr.Textbox(label=mark("make.prompt"), lines=9, max_lines=20, elem_id="make-prompt")
                 self.schema = gr.Code(
-                    language="json", label=mark("make.schema"), lines=9, max_lines=20, elem_id="make-schema"
+                    language="json", label=mark("make.schema"), lines=9, max_lines=20, elem_id="make-schema", buttons=[]
                 )
             with gr.Accordion(mark("make.text"), open=False, elem_id="make-text"):
-                self.text = gr.Code(language="yaml", label="YAML", lines=12, max_lines=40)
+                self.text = gr.Code(language="yaml", label="YAML", lines=12, max_lines=40, buttons=[])
             with gr.Row(elem_classes="actions"):
                 self.buttons = {
                     name: gr.Button(
