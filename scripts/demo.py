@@ -34,9 +34,9 @@ class Step:
 
 STEPS = (
     Step("fetch the model, SmolLM2 with 135 million weights", f"models get {RECIPE}", 0.5),
-    Step("measure the base model on 200 reports", f"predict {RECIPE} output_dir={BASE} overwrite_output_dir=true", 2.5),
-    Step("train a LoRA adapter on 696 reports", f"train {RECIPE} output_dir={RUN} overwrite_output_dir=true", 6),
-    Step("measure the tuned model on the same 200 reports", f"predict {RUN} overwrite_output_dir=true", 2),
+    Step("measure the base model on 200 reports", f"predict {RECIPE} output_dir={BASE} overwrite_output_dir=true", 0.7),
+    Step("train a LoRA adapter on 696 reports", f"train {RECIPE} output_dir={RUN} overwrite_output_dir=true", 4.5),
+    Step("measure the tuned model on the same 200 reports", f"predict {RUN} overwrite_output_dir=true", 0.7),
 )
 
 

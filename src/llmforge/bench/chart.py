@@ -45,4 +45,4 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 def _name(row: Row) -> str:
     cell = row.cell
     how = " ".join(x for x in (cell.batching, cell.words) if x) if cell.side == FORGE else cell.side
-    return f"{cell.workload} {cell.method} {cell.length}: {how}"
+    return f"{cell.workload} {cell.method} {cell.length}, {cell.rows} rows: {how}"

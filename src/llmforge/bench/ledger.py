@@ -139,10 +139,13 @@ class Row:
 
 
 def rows_of(lines: Iterable[dict[str, Any]]) -> list[Row]:
-    """Group the runs of a ledger; rows come in the order of their first run."""
+    """Group the runs of a ledger; rows of the same work stand together, ours first, in the order of their first run."""
     groups: dict[tuple, Row] = {}
+    works: dict[tuple, int] = {}
     for line in lines:
         cell = _cell(line)
         key = (cell, line["machine"], line["data"])
         groups.setdefault(key, Row(cell, line["machine"], line["data"], [])).runs.append(line)
-    return list(groups.values())
+        works.setdefault((cell.opponent_key, *key[1:]), len(works))
+    order = {key: works[key[0].opponent_key, *key[1:]] for key in groups}
+    return [groups[key] for key in sorted(groups, key=lambda key: (order[key], key[0].side != FORGE))]
