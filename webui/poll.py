@@ -9,11 +9,14 @@ from typing import Any
 import gradio as gr
 
 
-def on_load(fill: Callable[..., Any], outputs: Sequence[Any]) -> None:
-    """When the page is opened, `fill(request)` gives the values of `outputs`."""
+def on_load(fill: Callable[..., Any], outputs: Sequence[Any], inputs: Any = None, **how: Any) -> None:
+    """When the page is opened, `fill(request, *inputs)` gives the values of `outputs`.
+
+    gr.on without triggers would do the same whenever an input changes.
+    """
     page = gr.context.Context.root_block
     assert page is not None, "a page is built inside its gr.Blocks"
-    page.load(fill, None, list(outputs), show_progress="hidden", api_visibility="private")
+    page.load(fill, inputs, list(outputs), **{"show_progress": "hidden", "api_visibility": "private", **how})
 
 
 def on_tick(timer: gr.Timer, fill: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any]) -> None:

@@ -15,11 +15,12 @@ from llmforge.webui import choices, form, launch
 from llmforge.webui.board import Board
 from llmforge.webui.index import recipe_of
 from llmforge.webui.markup import Safe, tag
+from llmforge.webui.poll import on_load
 from llmforge.webui.wizard.check_step import CheckStep
 from llmforge.webui.wizard.data_step import DataStep
 from llmforge.webui.wizard.method_step import MethodStep
 from llmforge.webui.wizard.model_step import ModelStep
-from llmforge.webui.wizard.recipe_form import QUIET, RecipeForm, as_list, marked, to_step
+from llmforge.webui.wizard.recipe_form import EDIT, QUIET, RecipeForm, as_list, marked, to_step
 from llmforge.webui.wizard.run_step import RunStep, device_boxes
 from llmforge.webui.words import mark, words_of
 
@@ -57,19 +58,27 @@ def build(board: Board) -> None:
         fields = [sheet.fields[key] for key in form.STEPS[name]]
         on.click(_goer(name, target), fields, [wizard, *fields], **QUIET)
 
-    def opened(request: gr.Request) -> list[Any]:
-        """The form when the page opens: fresh, or a run's recipe to change."""
-        words, given = words_of(request), _begin(board, request)
-        names = as_list(given.get("dataset"))
-        name = given.get("model_name_or_path")
-        shown = dict(zip(form.FIELDS, sheet.values(given), strict=True))
-        shown["model_name_or_path"] = gr.Dropdown(choices.model_choices(words, board), value=name)
-        shown["dataset"] = gr.Dropdown(choices.dataset_names(board), value=names, multiselect=True)
-        told = [*model.tell(name, request), data.tell(names, request)]
-        return [*sheet.show(given), *shown.values(), "", device_boxes(words), *told, 1]
+    def opened(given: form.Given, request: gr.Request) -> list[Any]:
+        """What an opened page shows; whoever was quick keeps what is filled in, where no run is cloned."""
+        words, cloned = words_of(request), _cloned(board, request)
+        models, names = choices.model_choices(words, board), choices.dataset_names(board)
+        shown: dict[str, Any] = dict.fromkeys(form.FIELDS, gr.skip())
+        told = [gr.skip()] * len(model.outputs)
+        if cloned is not None:
+            given = cloned
+            shown = dict(zip(form.FIELDS, sheet.values(given), strict=True))
+            told = model.tell(given.get("model_name_or_path"), request)
+            shown["model_name_or_path"] = gr.Dropdown(models, value=given.get("model_name_or_path"))
+        else:
+            shown["model_name_or_path"] = gr.Dropdown(models)
+            if name := str(request.query_params.get("data", "")):
+                given = form.with_value(given, "dataset", [name])
+        chosen = as_list(given.get("dataset"))
+        shown["dataset"] = gr.Dropdown(names, value=chosen, multiselect=True)
+        return [*sheet.show(given), *shown.values(), device_boxes(words), *told, data.tell(chosen, request), 1]
 
-    outputs = [*sheet.views, *sheet.everything, run.name, run.devices, *model.outputs, data.told, method.drawn]
-    gr.on(None, opened, None, outputs, **QUIET)
+    outputs = [*sheet.views, *sheet.everything, run.devices, *model.outputs, data.told, method.drawn]
+    on_load(opened, outputs, sheet.given, **EDIT)
 
 
 @contextlib.contextmanager
@@ -81,24 +90,20 @@ def _step(name: str) -> Iterator[None]:
         yield
 
 
-def _begin(board: Board, request: gr.Request) -> form.Given:
-    """The recipe that the page's address asks for: of a run to change, or with a data set chosen."""
-    given = form.preset({}, "standard")
-    if data := str(request.query_params.get("data", "")):
-        given["dataset"] = [data]
-    if cloned := str(request.query_params.get("clone", "")):
-        with contextlib.suppress(RecipeError):  # a run that is gone: the form is as new
-            given = _cloned(RunDir(board.path(cloned, must_exist=True)))
-    return form.ordered(given)
-
-
-def _cloned(run: RunDir) -> form.Given:
-    """A run's recipe as it was written, else what differs from the defaults of the resolved one."""
+def _cloned(board: Board, request: gr.Request) -> form.Given | None:
+    """The recipe of the run that the page's address names, as it was written, else what differs from the defaults."""
+    name = str(request.query_params.get("clone", ""))
+    if not name:
+        return None
+    try:
+        run = RunDir(board.path(name, must_exist=True))
+    except RecipeError:  # a run that is gone: the form is as new
+        return None
     written = run.path / launch.GIVEN
     if written.is_file():
         given, wrong = form.from_yaml(written.read_text(encoding="utf-8", errors="replace"))
         if not wrong:
-            return {key: value for key, value in given.items() if key not in form.HIDDEN}
+            return form.ordered({key: value for key, value in given.items() if key not in form.HIDDEN})
     return form.without_defaults(recipe_of(run))
 
 
