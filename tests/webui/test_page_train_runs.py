@@ -208,7 +208,7 @@ def test_from_an_empty_project_to_an_answer_by_keyboard_alone(tmp_path, tiny_mod
         press(page, "#next-data")
         press(page, "#next-method")
         tab_to(page, "#train-preset input")
-        page.keyboard.press("ArrowUp")
+        page.keyboard.press("Space")
         page.wait_for_function("document.querySelector('#field-num_train_epochs :is(input, textarea)')?.value === '1'")
         press(page, "#next-check")
         page.wait_for_selector(".check .good", timeout=PATIENCE_MS)
