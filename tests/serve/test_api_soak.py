@@ -14,7 +14,7 @@ from live_process import HEADERS, Process, closed_loop, gauges, p95, session
 
 pytestmark = pytest.mark.slow
 OVERLOAD_S = 60.0
-NUM_PEAK = 100
+NUM_PEAK = 60
 
 
 @pytest.fixture(scope="module")
