@@ -93,6 +93,7 @@
   });
   // gradio's editors have no name for screen readers; they get that of their label.
   const nameEditors = () => {
+    for (const part of document.querySelectorAll('.cm-scroller[tabindex="-1"]')) part.tabIndex = 0;  // keys scroll it
     for (const editor of document.querySelectorAll(".cm-content:not([aria-label])")) {
       const block = editor.closest(".block");
       const label = block && block.querySelector("[data-testid=block-label], label");

@@ -46,7 +46,7 @@ def test_a_data_set_is_shown_as_the_model_reads_it_and_checked_row_by_row(board:
     assert serious(page) == []
     shoot(page, "data-check-en")
     page.locator("#data-command button").first.click()
-    assert "forge-cli data check dataset=questions" in page.locator("#data-command").inner_text()
+    page.wait_for_selector("#data-command:has-text('forge-cli data check dataset=questions')")
 
 
 def test_a_sheet_is_uploaded_mapped_and_added_and_stays_as_it_was(board: Board, open_page: Any, tmp_path: Any) -> None:

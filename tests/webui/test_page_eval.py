@@ -56,5 +56,5 @@ def test_on_a_phone_in_chinese(board: Board, open_page: Any) -> None:
     settled(page)
     assert serious(page) == []
     assert sideways(page) == 0
-    assert foreign(page, "zh", ["base", "tuned", "work predictions generated jsonl"]) == []
+    assert foreign(page, "zh", ["base", "tuned", "work predictions generated jsonl", "exact match"]) == []
     shoot(page, "eval-compared-zh-dark-390")
