@@ -91,9 +91,14 @@
     if (!known && event.isTrusted && event.target.matches?.("[data-testid=textbox]"))
       event.target.dispatchEvent(new KeyboardEvent("keypress", { bubbles: true }));
   });
+  // An editor would keep Tab for itself, and whoever has no mouse in it.
+  addEventListener("keydown", (event) => {
+    if (event.key === "Tab" && event.target.closest?.(".cm-content")) event.stopPropagation();
+  }, true);
   // gradio's editors have no name for screen readers; they get that of their label.
   const nameEditors = () => {
     for (const part of document.querySelectorAll('.cm-scroller[tabindex="-1"]')) part.tabIndex = 0;  // keys scroll it
+    for (const fold of document.querySelectorAll(".cm-foldGutter [title]")) fold.removeAttribute("title");  // English
     for (const editor of document.querySelectorAll(".cm-content:not([aria-label])")) {
       const block = editor.closest(".block");
       const label = block && block.querySelector("[data-testid=block-label], label");
