@@ -194,7 +194,7 @@ class _Page:
             job.stop()
 
     def _standing(self, request: gr.Request, place: str, now: str) -> list[Any]:
-        return [show_status(self.board, words_of(request), place, now) if place else Safe("")]
+        return [show_status(self.board, words_of(request), place, now) if place and now else Safe("")]
 
 
 def _typed(key: str) -> Any:
