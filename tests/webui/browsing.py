@@ -25,7 +25,8 @@ QUIET = (
     "--metrics-recording-only", "--disable-features=Translate,OptimizationHints,MediaRouter,DialMediaRouteProvider",
 )  # fmt: skip
 HERE = ("127.0.0.1", "localhost", "::1", "")
-OF_A_STOPPED_BOARD = ("net::ERR_", "Failed to fetch", "network error", "Connection errored out", "signal is aborted")  # also of a page that is left
+# Of a board that was stopped, and of a page that was left.
+OF_A_STOPPED_BOARD = ("net::ERR_", "Failed to fetch", "network error", "Connection errored out", "signal is aborted")
 LANGUAGES = {"en": "en-US", "zh": "zh-CN"}
 SHOTS = os.environ.get("FORGE_WEB_SHOTS")  # where `shoot` puts pictures; none are made without it
 
