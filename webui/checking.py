@@ -17,21 +17,11 @@ from llmforge.errors import ForgeError, nearest
 from llmforge.runs import atomic_write
 from llmforge.webui.board import Board
 from llmforge.webui.form import Given, ordered, to_yaml
+from llmforge.webui.wrong import Wrong
 
 MEANT = re.compile(r"Did you mean '([^']+)'\?")
 KEY = re.compile(r"^([A-Za-z_][\w.]*)\b")
 CHECK_NAME = "board-check"  # stands for the run's name, which the board gives when it starts
-
-
-@dataclass(frozen=True)
-class Wrong:
-    """One problem: the key it is at ("" when there is none), what is wrong, and the recipe that would be without it."""
-
-    key: str
-    message: str
-    fixed: Given | None = None
-    fix: str = ""  # rename, value or remove
-    to: str = ""
 
 
 @dataclass
@@ -39,7 +29,7 @@ class Found:
     """What a check said of a recipe's text."""
 
     text: str
-    problems: list[Wrong] = field(default_factory=list)
+    problems: list[Wrong[Given]] = field(default_factory=list)
     fine: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     recipe: Recipe | None = None
@@ -87,7 +77,7 @@ def _once(problems: Sequence[Problem]) -> list[Problem]:
     return list({problem.message: problem for problem in problems}.values())
 
 
-def _wrong(given: Given, problem: Problem, path: str) -> Wrong:
+def _wrong(given: Given, problem: Problem, path: str) -> Wrong[Given]:
     """A problem with its key; the fix is the name that was meant, else the key's default."""
     message = problem.message.replace(path, "recipe")
     key = match[1] if (match := KEY.match(message)) else ""

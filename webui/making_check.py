@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any
 
 from llmforge.config.values import check, convert
@@ -16,6 +15,7 @@ from llmforge.webui.markup import Safe, tag
 from llmforge.webui.refusal import Refusal
 from llmforge.webui.sentences import in_words
 from llmforge.webui.words import Words
+from llmforge.webui.wrong import Wrong
 
 LINE = re.compile(r"^(?:\S.*? )??(?:line \d+: )?([a-z_][\w.]*): (.*)")
 NO_KEY = "no such key"
@@ -27,18 +27,7 @@ FIX = (
 )
 
 
-@dataclass(frozen=True)
-class Wrong:
-    """One problem: its key ("" where it is about none), the checker's words, and the text without it."""
-
-    key: str
-    message: str
-    fixed: str | None = None
-    fix: str = ""  # rename, value or remove
-    to: str = ""
-
-
-def problems_of(error: RecipeError, text: str) -> list[Wrong]:
+def problems_of(error: RecipeError, text: str) -> list[Wrong[str]]:
     """The problems that an error tells, one a line; a refusal of the board is about its field.
 
     Args:
@@ -50,7 +39,7 @@ def problems_of(error: RecipeError, text: str) -> list[Wrong]:
     return [_wrong(line.strip(), text) for line in rest or [first]]
 
 
-def told(words: Words, wrong: Wrong, text: str) -> str:
+def told(words: Words, wrong: Wrong[str], text: str) -> str:
     """A problem in the reader's language where the board knows what the key takes, else in the checker's words."""
     if NO_KEY in wrong.message:
         return words("train.no_such_key")
@@ -71,7 +60,7 @@ def told(words: Words, wrong: Wrong, text: str) -> str:
     )
 
 
-def show_problems(words: Words, found: list[Wrong], text: str) -> Safe:
+def show_problems(words: Words, found: list[Wrong[str]], text: str) -> Safe:
     """All problems, each with a button that fixes it where there is a fix."""
     items = []
     for number, wrong in enumerate(found):
@@ -86,7 +75,7 @@ def show_problems(words: Words, found: list[Wrong], text: str) -> Safe:
     return tag("section", top, tag("ul", *items, class_="problems"), class_="check")
 
 
-def _wrong(line: str, text: str) -> Wrong:
+def _wrong(line: str, text: str) -> Wrong[str]:
     match = LINE.match(line)
     key, message = (match[1], match[2]) if match else ("", line)
     values = _values(text)
@@ -105,7 +94,7 @@ def _wrong(line: str, text: str) -> Wrong:
     return _removed(key, message, values) if is_typed and key != "name" else Wrong(key, message)
 
 
-def _removed(key: str, message: str, values: dict[str, Any]) -> Wrong:
+def _removed(key: str, message: str, values: dict[str, Any]) -> Wrong[str]:
     rest = {name: value for name, value in values.items() if name != key}
     return Wrong(key, message, to_text(rest), "remove", key)
 

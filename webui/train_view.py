@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmforge.webui.amounts import duration, size
-from llmforge.webui.checking import Found, Wrong
+from llmforge.webui.checking import Found
 from llmforge.webui.devices import Device
 from llmforge.webui.estimate import Guess
 from llmforge.webui.form import Given
@@ -11,6 +11,7 @@ from llmforge.webui.form import wrong as form_wrong
 from llmforge.webui.markup import Safe, tag
 from llmforge.webui.sentences import in_words, show_sentence
 from llmforge.webui.words import Words
+from llmforge.webui.wrong import Wrong
 
 FIX = """
 element.addEventListener('click', (event) => {
@@ -64,7 +65,7 @@ def _memory(words: Words, guess: Guess, device: Device | None) -> str:
     return told if device is None else words("train.of_free", amount=told, free=size(device.free))
 
 
-def _problem(words: Words, number: int, wrong: Wrong, given: Given) -> Safe:
+def _problem(words: Words, number: int, wrong: Wrong[Given], given: Given) -> Safe:
     """A problem with its key, and the button that puts it right."""
     button = None
     if wrong.fixed is not None:
@@ -74,12 +75,12 @@ def _problem(words: Words, number: int, wrong: Wrong, given: Given) -> Safe:
     return tag("li", tag("code", wrong.key) if wrong.key else None, " ", message, " ", button)
 
 
-def told_of(words: Words, wrong: Wrong, given: Given) -> str:
+def told_of(words: Words, wrong: Wrong[Given], given: Given) -> str:
     """A problem in the reader's language, as it stands at its field."""
     return _by_form(words, wrong, given) or in_words(words, wrong.message)
 
 
-def _by_form(words: Words, wrong: Wrong, given: Given) -> str | None:
+def _by_form(words: Words, wrong: Wrong[Given], given: Given) -> str | None:
     """What the form itself knows to be wrong with a key."""
     if wrong.fix == "rename":
         return words("train.no_such_key")

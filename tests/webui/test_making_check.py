@@ -10,8 +10,9 @@ from projects import SUMS
 from llmforge.errors import RecipeError
 from llmforge.webui.board import Board
 from llmforge.webui.making import Draft, new_draft, read_recipe, save_draft, values_of
-from llmforge.webui.making_check import Wrong, problems_of, show_problems, told
+from llmforge.webui.making_check import problems_of, show_problems, told
 from llmforge.webui.words import Words
+from llmforge.webui.wrong import Wrong
 
 EN, ZH = Words("en"), Words("zh")
 
@@ -22,7 +23,7 @@ def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Board:
     return Board(tmp_path)
 
 
-def problems(board: Board, text: str) -> list[Wrong]:
+def problems(board: Board, text: str) -> list[Wrong[str]]:
     draft = Draft("recipes/sums.yaml", text)
     save_draft(board, draft)
     try:

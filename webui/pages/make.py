@@ -23,7 +23,7 @@ from llmforge.webui.making import (
     save_draft,
     with_field,
 )
-from llmforge.webui.making_check import FIX, Wrong, problems_of, show_problems, told
+from llmforge.webui.making_check import FIX, problems_of, show_problems, told
 from llmforge.webui.making_lines import LINES, from_lines
 from llmforge.webui.making_view import job_name, pace, show_estimate, show_status
 from llmforge.webui.markup import Safe, tag
@@ -33,6 +33,7 @@ from llmforge.webui.recipe_view import RecipeView
 from llmforge.webui.recipes_here import dataset_recipes
 from llmforge.webui.refusal import Refusal
 from llmforge.webui.words import mark, words_of
+from llmforge.webui.wrong import Wrong
 
 NUMBERS = ("rows", "teacher.temperature", "teacher.max_tokens", "teacher.parallel", "teacher.budget_usd",
            "teacher.budget_tokens")  # fmt: skip
@@ -216,7 +217,7 @@ def _retyped(now: str) -> list[Any]:
     return [*fields_of(now), now]
 
 
-def _fixed(found: list[Wrong], now: str, event: gr.EventData) -> list[Any]:
+def _fixed(found: list[Wrong[str]], now: str, event: gr.EventData) -> list[Any]:
     """The text without one problem; a check finds those that are left."""
     text = found[event.number].fixed if event.number < len(found) else None
     if text is None:
