@@ -234,18 +234,17 @@ class _RmsNorm(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple:
         x, weight, rms = ctx.saved_tensors
-        grad, flat = grads[0].reshape(-1, x.shape[-1]), x.reshape(-1, x.shape[-1])
+        grad, flat, scales = grads[0].reshape(-1, x.shape[-1]), x.reshape(-1, x.shape[-1]), rms.reshape(-1, 1)
         d_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         d_x = torch.empty_like(flat) if ctx.needs_input_grad[0] else None
         for rows in _blocks(len(flat), _block_rows(flat)):
-            scale = rms.reshape(-1, 1)[rows]
-            unit = flat[rows] * scale
+            unit = flat[rows] * scales[rows]
             if d_weight is not None:
                 d_weight += (grad[rows] * unit).sum(0)
             if d_x is not None:
                 d_unit = torch.mul(grad[rows], weight, out=d_x[rows])
                 mean = (d_unit * unit).mean(-1, keepdim=True)
-                d_unit.sub_(unit.mul_(mean)).mul_(scale)
+                d_unit.sub_(unit.mul_(mean)).mul_(scales[rows])
         return (d_x.view(x.shape) if d_x is not None else None), d_weight, None
 
 
