@@ -12,7 +12,6 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -22,6 +21,7 @@ from llmforge.process import is_running, process_start
 from llmforge.runs import RunDir, atomic_write
 from llmforge.webui.board import Board
 from llmforge.webui.detached import spawn
+from llmforge.webui.exporting import is_exporting
 from llmforge.webui.refusal import Refusal
 from llmforge.webui.waiting import KILLED
 
@@ -156,7 +156,7 @@ def delete_run(board: Board, run: RunDir, typed: str) -> None:
     """Remove a run's folder; its name must be typed.
 
     Raises:
-        Refusal: another name, it runs, or it holds other runs.
+        Refusal: another name, it runs or is exported, or it holds other runs.
     """
     if typed.strip() != run.path.name:
         raise Refusal("runs.type_it", name=run.path.name)
@@ -164,17 +164,12 @@ def delete_run(board: Board, run: RunDir, typed: str) -> None:
         raise Refusal("runs.no_run", name=run.path)
     if run.read_state().live:
         raise Refusal("runs.stop_first", name=run.path.name)
+    if is_exporting(board, run):
+        raise Refusal("runs.export_first", name=run.path.name)
     inside = [path for path in run.path.rglob("run.json") if path.parent != run.path]
     if inside:
         raise Refusal("runs.holds_runs", names=", ".join(board.shown(path.parent) for path in inside))
     shutil.rmtree(run.path)
-
-
-def start_export(board: Board, run: RunDir) -> Path:
-    """Merge the run's adapter in a process of its own; the log is export.log in its folder."""
-    log = run.path / "export.log"
-    spawn(board, [sys.executable, "-m", "llmforge.cli", "export", board.shown(run.path)], log)
-    return log
 
 
 def with_key(recipe: str, key: str, value: Any) -> str:

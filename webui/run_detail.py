@@ -16,6 +16,7 @@ from llmforge.runs import RunDir
 from llmforge.webui.amounts import ago, duration, number, size
 from llmforge.webui.board import Board
 from llmforge.webui.curves import Curve
+from llmforge.webui.exporting import show_export
 from llmforge.webui.index import RunRow, recipe_of
 from llmforge.webui.launch import CONSOLE, launched
 from llmforge.webui.markup import Safe, join, tag
@@ -39,7 +40,7 @@ element.addEventListener('click', (event) => {
 
 
 def head(words: Words, board: Board, row: RunRow, curve: Curve) -> Safe:
-    """Name, state, phases, numbers, alarms, and why it failed."""
+    """Name, state, phases, numbers, alarms, why it failed, and how its export stands."""
     facts = {
         "step": f"{row.step:,} / {row.total_steps:,}" if row.total_steps else "-",
         "loss": number(row.loss),
@@ -65,6 +66,7 @@ def head(words: Words, board: Board, row: RunRow, curve: Curve) -> Safe:
         tag("dl", *numbers, class_="facts"),
         [tag("p", show_sentence(words, alarm), class_="warn alarm") for alarm in row.alarms[-3:]],
         trouble(words, board, row),
+        show_export(words, board, RunDir(board.root / row.name)),
         class_="run-head",
         aria_live="off",
     )
@@ -121,7 +123,7 @@ def _memory(row: RunRow) -> str:
         return "-"
 
 
-def actions(words: Words, row: RunRow) -> Safe:
+def actions(words: Words, row: RunRow, exporting: bool = False) -> Safe:
     """The buttons; one that cannot work now is off and says why."""
     running = row.live
     possible = {
@@ -130,8 +132,8 @@ def actions(words: Words, row: RunRow) -> Safe:
         "resume": row.state in ("stopped", "failed", "lost"),
         "clone": True,
         "chat": row.state == "finished" and row.stage != "rm",
-        "export": row.state == "finished",
-        "delete": not running,
+        "export": row.state == "finished" and not exporting,
+        "delete": not running and not exporting,
     }
     links = {"clone": f"train?clone={quote(row.name)}", "chat": f"chat?run={quote(row.name)}"}
     parts = []

@@ -190,6 +190,9 @@ def test_a_first_run_by_mouse_with_a_data_set_from_the_list(board, project, open
     link = page.get_attribute("#run-actions a:has-text('Chat')", "href")
     assert link == "chat?run=runs/floors-lora"
     assert (project / "runs/floors-lora/adapter_model.safetensors").is_file()
+    page.click("[data-act=export]")
+    page.wait_for_selector(".run-head .note:has-text('Exported into runs/floors-lora/export')", timeout=PATIENCE_MS)
+    assert (project / "runs/floors-lora/export/model.safetensors").is_file()
 
 
 def test_from_an_empty_project_to_an_answer_by_keyboard_alone(tmp_path, tiny_model_dir, open_page):

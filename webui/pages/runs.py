@@ -11,6 +11,7 @@ from llmforge.webui import launch, run_detail, runs_table
 from llmforge.webui.board import Board
 from llmforge.webui.curve_chart import Line, curves_chart
 from llmforge.webui.curves import smooth, thin
+from llmforge.webui.exporting import is_exporting, start_export
 from llmforge.webui.index import Index, RunRow, index_of
 from llmforge.webui.markup import tag
 from llmforge.webui.poll import on_tick
@@ -170,7 +171,7 @@ class _View:
             *shown,
             self._chart(words, ticked or [row.name], series, smoothing),
             run_detail.head(words, self.board, row, self.curves.of(run.log_path)),
-            run_detail.actions(words, row),
+            run_detail.actions(words, row, is_exporting(self.board, run)),
             show_log(words, run, log_search or "", log_level),
             run_detail.diff(words, self.board, ticked),
             run_detail.samples(words, run),
@@ -197,7 +198,7 @@ class _View:
             "stop": launch.stop_run,
             "kill": launch.kill_run,
             "resume": lambda run: launch.resume_run(self.board, run),
-            "export": lambda run: launch.start_export(self.board, run),
+            "export": lambda run: start_export(self.board, run),
         }
         try:
             does[act](self.run(name))
