@@ -6,6 +6,12 @@ import time
 
 from llmforge.webui.words import Words
 
+# Chinese counts in ten thousands.
+LARGE = {
+    "en": ((1e9, " billion"), (1e6, " million"), (1e3, " thousand")),
+    "zh": ((1e8, " 亿"), (1e4, " 万")),
+}
+
 
 def duration(words: Words, seconds: float) -> str:
     """ "42 s", "7 min", "2 h 5 min"."""
@@ -44,3 +50,9 @@ def size(num_bytes: float) -> str:
 def number(value: float | None) -> str:
     """Four digits; "-" where there is none."""
     return "-" if value is None else f"{value:.4g}"
+
+
+def many(words: Words, count: int) -> str:
+    """ "135 million", "1.35 亿": three digits."""
+    unit, name = next((each for each in LARGE[words.language] if count >= each[0]), (1, ""))
+    return f"{float(f'{count / unit:.3g}'):g}{name}"

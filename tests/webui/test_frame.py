@@ -6,6 +6,7 @@ import string
 import pytest
 
 from llmforge.errors import RecipeError
+from llmforge.webui.amounts import many
 from llmforge.webui.board import Board, safe_join
 from llmforge.webui.guard import Guard, check_bind
 from llmforge.webui.markup import Safe, tag
@@ -37,6 +38,15 @@ def test_one_of_something_has_its_own_words_and_thousands_are_marked():
     assert words("train.rows", n=1) == "1 row"
     assert words("train.rows", n=12345) == "12,345 rows"
     assert Words("zh")("train.rows", n=1) == "1 条"
+
+
+def test_large_numbers_are_told_as_each_language_counts():
+    assert many(Words("en"), 134_515_008) == "135 million"
+    assert many(Words("zh"), 134_515_008) == "1.35 亿"
+    assert many(Words("en"), 7_615_616_512) == "7.62 billion"
+    assert many(Words("zh"), 1_600_000) == "160 万"
+    assert many(Words("en"), 999_600_000) == "1000 million"
+    assert many(Words("zh"), 42) == "42"
 
 
 def test_the_choice_made_on_the_board_wins_over_the_browsers_language():

@@ -11,6 +11,7 @@ from llmforge.data.templates.find import TEMPLATES
 from llmforge.errors import RecipeError
 from llmforge.model.sources import local_folder
 from llmforge.webui import choices
+from llmforge.webui.amounts import many
 from llmforge.webui.fetching import is_fetching, show_failure, show_fetch, start_fetch
 from llmforge.webui.markup import Safe, tag
 from llmforge.webui.problem import show_trouble, trouble_of
@@ -71,8 +72,8 @@ class ModelStep:
         shape = choices.shape_of(folder)
         if shape is None or not shape.params:
             return "", False
-        millions = f"{shape.params / 1e6:.3g}"
-        return tag("p", words("train.model_is", millions=millions, layers=shape.layers), class_="calm"), False
+        told = words("train.model_is", parameters=many(words, shape.params), layers=shape.layers)
+        return tag("p", told, class_="calm"), False
 
     def _fetch(self, name: str, request: gr.Request) -> list[Any]:
         words = words_of(request)
