@@ -22,6 +22,7 @@ from llmforge.webui.words import Words, mark, words_of
 EVERY_S = 3
 BEGIN = ("train", "make", "chat")
 NEWEST = 5  # runs shown when nothing runs
+COMMANDS = "forge-cli runs list\nforge-cli models list"
 
 
 def build(board: Board) -> None:
@@ -33,6 +34,8 @@ def build(board: Board) -> None:
     told = gr.HTML(elem_id="home-told")
     jobs = gr.HTML(elem_id="home-jobs")
     lamp = gr.HTML(elem_id="home-lamp")
+    command = tag("details", tag("summary", Safe(str(mark("common.show_command")))), tag("pre", COMMANDS))
+    gr.HTML(command, elem_id="home-command")
 
     def fill(request: gr.Request) -> list[Any]:
         words = words_of(request)
