@@ -12,6 +12,21 @@ from own_words import foreign, unfold
 FOLDER = Path(__file__).parents[2] / "webui/pages"
 PAGES = {("" if path.stem == "home" else path.stem): path.stem for path in FOLDER.glob("[a-z]*.py")}
 pytestmark = pytest.mark.web
+# Notes every text that is on the page at any moment and that nobody should see: a label before its translation, or the
+# name that gradio gives a component without one.
+UNNAMED = """
+window.unnamed = [];
+const bare = /__i18n__|translation_metadata|^(Dropdown|Textbox|Number|Radio|Checkbox|HTML|Code)$/;
+new MutationObserver((changes) => {
+  for (const { addedNodes } of changes)
+    for (const node of addedNodes) {
+      const walker = document.createTreeWalker(node, NodeFilter.SHOW_TEXT);
+      for (let text = node.nodeType === 3 ? node : walker.nextNode(); text; text = walker.nextNode())
+        if (bare.test(text.data.trim()) && !text.parentElement?.closest("script, style"))
+          window.unnamed.push(text.data);
+    }
+}).observe(document, { childList: true, subtree: true });
+"""
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
@@ -20,7 +35,11 @@ def test_a_page_in_both_themes_on_a_desk_and_on_a_phone(
     address: str, language: str, board: Board, open_page: Any
 ) -> None:
     page = open_page(f"{board.url}/{address}", language=language)
+    page.add_init_script(UNNAMED)
+    page.reload()
+    page.wait_for_selector("h1")
     settled(page)
+    assert page.evaluate("window.unnamed") == []
     for theme in ("light", "dark"):
         for width in (1440, 390):
             page.set_viewport_size({"width": width, "height": 900})
