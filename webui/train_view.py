@@ -90,7 +90,8 @@ def _by_form(words: Words, wrong: Wrong[Given], given: Given) -> str | None:
 def show_facts(words: Words, names: list[str], counts: dict[str, int | None]) -> Safe:
     """What is known of the chosen data sets."""
     if not names:
-        return tag("p", words("train.no_data"), class_="calm")
+        link = tag("a", words("train.to_data"), href="data")
+        return tag("p", words("train.no_data"), " ", link, class_="calm")
     rows = [
         tag(
             "li",
