@@ -106,5 +106,10 @@
       if (label && label.textContent.trim()) editor.setAttribute("aria-label", label.textContent.trim());
     }
   };
-  new MutationObserver(nameEditors).observe(document.documentElement, { childList: true, subtree: true });
+  // Tabs of the browser are told apart by the page's name; gradio gives all the same.
+  const nameTab = () => {
+    const heading = document.getElementById("title"), title = heading && `${heading.textContent} · Forge`;
+    if (title && document.title !== title) document.title = title;
+  };
+  new MutationObserver(() => { nameEditors(); nameTab(); }).observe(document.documentElement, { childList: true, subtree: true });
 })();

@@ -40,6 +40,7 @@ def test_a_page_in_both_themes_on_a_desk_and_on_a_phone(
     page.wait_for_selector("h1")
     settled(page)
     assert page.evaluate("window.unnamed") == []
+    assert page.title() == f"{page.inner_text('h1')} · Forge"
     for theme in ("light", "dark"):
         for width in (1440, 390):
             page.set_viewport_size({"width": width, "height": 900})
