@@ -91,6 +91,15 @@
     if (!known && event.isTrusted && event.target.matches?.("[data-testid=textbox]"))
       event.target.dispatchEvent(new KeyboardEvent("keypress", { bubbles: true }));
   });
+  // gradio patches its HTML in place when a value changes, which would fold again what a reader has opened.
+  const unfolded = new WeakSet();
+  addEventListener("click", (event) => {
+    const fold = event.target.closest && event.target.closest("summary")?.parentElement;
+    if (fold) unfolded[fold.open ? "delete" : "add"](fold);
+  }, true);
+  new MutationObserver((changes) => {
+    for (const { target } of changes) if (unfolded.has(target) && !target.open) target.open = true;
+  }).observe(document.documentElement, { subtree: true, attributes: true, attributeFilter: ["open"] });
   // An editor would keep Tab for itself, and whoever has no mouse in it.
   addEventListener("keydown", (event) => {
     if (event.key === "Tab" && event.target.closest?.(".cm-content")) event.stopPropagation();

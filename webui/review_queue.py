@@ -47,7 +47,7 @@ FILTERS = ("all", "pending", *STATES[1:], "stale", "invalid")
 
 @dataclass
 class Place:
-    """Where one reader is: the filter, the row, and the decisions that can be taken back."""
+    """Where one reader is: the filter, the row, the decisions that can be taken back, and how often a row was shown."""
 
     source: str = ""
     part: float = 1  # of the rows, drawn at random; 1: all of them
@@ -55,6 +55,7 @@ class Place:
     search: str = ""
     row: str = ""
     done: list[tuple[str, Reviewed]] = field(default_factory=list)
+    shown: int = 0
 
 
 @dataclass

@@ -95,7 +95,7 @@ def _fields(queue: Queue, item: Item) -> list[Safe]:
     for place in queue.review.fields:
         value = value_at(item.reviewed.row, place)
         if value is not MISSING:
-            text = tag("p", value, class_="data") if isinstance(value, str) else tag("pre", pretty(value))
+            text = tag("p", value or "–", class_="data") if isinstance(value, str) else tag("pre", pretty(value))
             found.append(tag("section", tag("h3", name_of(place), class_="data"), text))
     return found
 

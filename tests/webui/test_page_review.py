@@ -18,9 +18,8 @@ pytestmark = pytest.mark.web
 ROWS = 10_000
 
 
-@pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("reviewed")
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
     rows = [
         {
             "id": f"r{i}",
@@ -30,8 +29,8 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         for i in range(ROWS)
     ]
-    write_lines(folder / "data/many.jsonl", rows)
-    return folder
+    write_lines(tmp_path / "data/many.jsonl", rows)
+    return tmp_path
 
 
 def opened(page: Any, url: str) -> float:
@@ -83,27 +82,29 @@ def test_edit_undo_search_and_help_by_keys(many: Path, open_page: Any) -> None:
     try:
         page = open_page(f"{board.url}/review")
         opened(page, board.url)
-        page.locator(".queue [data-pick=r60]").click()
-        at_row(page, "r60")
+        page.locator(".queue [data-pick=r30]").click()
+        at_row(page, "r30")
         page.keyboard.press("e")
         page.wait_for_selector("[data-field='/output']")
         page.locator("[data-field='/output']").fill('{"floor": }')
         page.keyboard.press("Control+Enter")
         page.wait_for_selector(".record .bad >> text=not valid JSON")
-        assert page.locator("[data-field='/output']").input_value() == '{"floor": }'  # what was typed is kept
+        typed = [page.locator(f"[data-field='/{name}']").input_value() for name in ("instruction", "input", "output")]
+        assert typed == ["Which?", "report 30 ", '{"floor": }']  # what was typed is kept, in its own field
         page.locator("[data-field='/output']").fill('{"floor": 99}')
         page.keyboard.press("Control+Enter")
-        at_row(page, "r61")
-        assert states(many)["r60"] == "edited"
+        at_row(page, "r31")
+        assert states(many)["r30"] == "edited"
         page.keyboard.press("k")
-        at_row(page, "r60")
-        assert page.locator(".diff del").first.inner_text() == "60"
+        at_row(page, "r30")
+        assert page.locator(".record .chip").inner_text() == "✎ edited"
+        assert page.locator(".diff del").first.inner_text() == "30"
         settled(page)
         assert serious(page) == []
         shoot(page, "review-edited-en")
         page.keyboard.press("u")
         page.wait_for_selector("#review-trouble >> text=Taken back.")
-        assert states(many)["r60"] == "pending"
+        assert states(many)["r30"] == "pending"
         page.keyboard.press("?")
         page.wait_for_selector("#review-trouble >> text=J or K")
         page.keyboard.press("/")

@@ -79,12 +79,14 @@ def build(board: Board) -> None:
     ) -> list[Any]:
         queue = queues.get(at.source, at.part)
         item = queue.items.get(at.row)
+        at.shown += 1  # gradio patches HTML in place, which moves typed text to other fields; another tag is drawn anew
+        row = show_row(words, queue, item, edit, given or {}, wrong)
         return [
             at,
             said,
             show_progress(words, queue),
             show_list(words, queue, at),
-            show_row(words, queue, item, edit, given or {}, wrong),
+            tag(("div", "section")[at.shown % 2], row),
             show_facts(words, item),
             "",
             gr.Row(visible=edit),
