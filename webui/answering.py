@@ -7,36 +7,35 @@ from collections.abc import AsyncIterator
 
 from llmforge.errors import ForgeError
 from llmforge.webui import chat_client
-from llmforge.webui.chat_client import Asked, Target
+from llmforge.webui.chat_client import Target
 from llmforge.webui.talk import Talk
 
 EVERY_S = 0.1  # how often what was written since is shown, and Stop is looked at
 _stops: dict[str, asyncio.Event] = {}  # session -> told to stop
 
 
-async def answer(at: Talk, drawn: Asked, session: str) -> AsyncIterator[None]:
+async def answer(at: Talk, session: str) -> AsyncIterator[None]:
     """Stream all columns at once until they are over or the reader stops them; yields when there is something new."""
     told = _stops[session] = asyncio.Event()
+    asked = [(column, column.reply) for column in at.columns if column.reply and not column.reply.is_over]
     tasks = [
-        asyncio.create_task(
-            chat_client.fill(column.reply, column.target, drawn.body(column.target.model, column.messages))
-        )
-        for column in at.columns
-        if column.reply
+        asyncio.create_task(chat_client.fill(reply, column.target, at.drawn.body(column.target.model, column.messages)))
+        for column, reply in asked
     ]
     try:
         while not all(task.done() for task in tasks) and not told.is_set():
-            yield None
+            before = at.written()
             await asyncio.wait(tasks, timeout=EVERY_S)
+            if at.written() != before:
+                yield None
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for column in at.columns:
+        for column, _ in asked:
             column.close()
         if _stops.get(session) is told:
             del _stops[session]
-    yield None
 
 
 async def judge(at: Talk, target: Target) -> None:

@@ -108,6 +108,7 @@
   const nameEditors = () => {
     for (const part of document.querySelectorAll('.cm-scroller[tabindex="-1"]')) part.tabIndex = 0;  // keys scroll it
     for (const part of document.querySelectorAll('[aria-label="Code input container"]')) part.removeAttribute("aria-label");
+    for (const part of document.querySelectorAll('.empty[aria-label="Empty value"]')) part.removeAttribute("aria-label");
     for (const fold of document.querySelectorAll(".cm-foldGutter [title]")) fold.removeAttribute("title");  // English
     for (const editor of document.querySelectorAll(".cm-content:not([aria-label])")) {
       const block = editor.closest(".block");

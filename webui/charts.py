@@ -1,4 +1,4 @@
-"""Small charts as SVG: they need no script, follow the theme's colours, and say in words what they show."""
+"""Small charts as SVG and HTML: they need no script, follow the theme's colours, and say in words what they show."""
 
 from __future__ import annotations
 
@@ -66,20 +66,20 @@ def histogram(edges: Sequence[float], counts: Sequence[int], *, line: float, lin
 
 def before_after(values: Sequence[tuple[str, float, float]], before: str, after: str, label: str) -> Safe:
     """For each name two bars on a scale from 0 to its own round maximum, with their numbers beside them."""
-    row, left = 54, 150
-    rows = []
-    for number, (name, one, two) in enumerate(values):
-        top, scale = number * row + 8, scale_of(one, two)
-        rows.append(tag("text", name, x=left - 10, y=top + 24, text_anchor="end", class_="name"))
-        for place, (value, kind, said) in enumerate(((one, "before", before), (two, "after", after))):
-            wide = round(max(value, 0) / scale * (WIDTH - left - 130), 1)
-            y = top + place * 19
-            told = tag("title", f"{name}, {said}: {value:.4g}")
-            rows.append(tag("rect", told, x=left, y=y, width=max(wide, 1), height=16, class_=f"bar {kind}"))
-            rows.append(tag("text", f"{value:.4g} {said}", x=left + wide + 6, y=y + 13))
-    return tag(
-        "svg", *rows, viewBox=f"0 0 {WIDTH} {len(values) * row + 8}", role="img", aria_label=label, class_="chart"
-    )
+    groups = []
+    for name, one, two in values:
+        scale = scale_of(one, two)
+        lines = [
+            tag(
+                "div",
+                tag("span", class_=f"bar {kind}", style=f"--share: {max(value, 0) / scale:.4f}"),
+                tag("span", f"{value:.4g} {said}"),
+                class_="line",
+            )
+            for value, kind, said in ((one, "before", before), (two, "after", after))
+        ]
+        groups.append(tag("div", tag("span", name, class_="data name"), tag("div", *lines), class_="pair"))
+    return tag("figure", *groups, aria_label=label, class_="bars")
 
 
 def scale_of(*values: float) -> float:

@@ -55,7 +55,12 @@ class Asked:
 
     def body(self, model: str, messages: Sequence[Message]) -> dict[str, Any]:
         """The request as it is sent, fit to be copied."""
-        sent: dict[str, Any] = {"model": model, "messages": list(messages)}
+        return {"model": model, "messages": list(messages), **self.settings}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The fields of a request that say how it is drawn."""
+        sent: dict[str, Any] = {}
         names = {"sample": ("temperature", "top_p"), "contrastive": ("top_k", "penalty_alpha"), "greedy": ()}
         for name in (*names[self.decoder], "repetition_penalty", "max_tokens", "seed"):
             if (value := getattr(self, name)) is not None:
@@ -106,6 +111,8 @@ async def fill(reply: Reply, target: Target, body: Mapping[str, Any]) -> None:
         reply.state, reply.error = "failed", error
     except httpx.HTTPError as error:
         reply.state, reply.error = "failed", _gone(target, error)
+    except (ValueError, TypeError, AttributeError, LookupError):  # events of another shape
+        reply.state, reply.error = "failed", Refusal("chat.no_json", url=target.url)
     finally:
         reply.took_s = time.monotonic() - reply.began
         if not reply.is_over:

@@ -12,7 +12,7 @@ import yaml
 from llmforge.errors import ForgeError
 from llmforge.webui.board import Board
 from llmforge.webui.data_source import KINDS, NEEDED, PARTS, Meaning, Source, add, look, preview
-from llmforge.webui.data_view import show_examples
+from llmforge.webui.data_view import link_to_use, show_examples
 from llmforge.webui.markup import Safe, tag
 from llmforge.webui.problem import show_trouble, trouble_of
 from llmforge.webui.recipe_view import RecipeView
@@ -64,7 +64,15 @@ def draw_adding(board: Board) -> None:
         named = place.stem.replace(" ", "_")
         shown, wrong = _previewed(board, words, found, found.guess, named)
         drops = _drops(words, found, found.guess, wrong)
-        return [found, told, gr.Column(visible=True), gr.update(value=named, **_at("", words)), kinds, *drops, *shown]
+        return [
+            found,
+            told,
+            gr.Column(visible=True),
+            gr.update(value=named, **_at("name", words, [])),
+            kinds,
+            *drops,
+            *shown,
+        ]
 
     def other_kind(found: Source | None, kind: str, name: str, request: gr.Request, *given: str) -> list[Any]:
         if found is None:
@@ -88,10 +96,10 @@ def draw_adding(board: Board) -> None:
                 raise Refusal("data.no_file")
             name, _ = add(board, name, found, Meaning(kind, _named(given)))
         except Exception as error:
-            wrong = error if isinstance(error, Refusal) else None
+            wrong = [error] if isinstance(error, Refusal) else []
             html = show_trouble(words, trouble_of(words, words("data.failed_add"), error))
             return [html, gr.skip(), gr.update(**_at("name", words, wrong))]
-        done = tag("p", words("data.added", name=name), class_="good", role="status")
+        done = tag("p", words("data.added", name=name), " ", link_to_use(words, name), class_="good", role="status")
         return [done, gr.Column(visible=False), gr.skip()]
 
     shown = [result, *recipe.outputs]
@@ -109,7 +117,7 @@ def _named(given: tuple[str, ...]) -> dict[str, str]:
     return {part: column for part, column in zip(PARTS, given, strict=True) if column}
 
 
-def _drops(words: Words, found: Source, meaning: Meaning, wrong: Refusal | None) -> list[Any]:
+def _drops(words: Words, found: Source, meaning: Meaning, wrong: list[Refusal]) -> list[Any]:
     """The fields of all parts: those of the kind are shown, with the file's columns to choose from."""
     none = (words("data.none"), "")
     drops = []
@@ -122,27 +130,27 @@ def _drops(words: Words, found: Source, meaning: Meaning, wrong: Refusal | None)
     return drops
 
 
-def _at(field: str, words: Words, wrong: Refusal | None = None) -> dict[str, Any]:
+def _at(field: str, words: Words, wrong: list[Refusal]) -> dict[str, Any]:
     """What is said under a field: what is wrong with it, else nothing."""
-    is_wrong = wrong is not None and wrong.field == field
-    return {"info": wrong.said(words) if wrong and is_wrong else "", "elem_classes": ["wrong"] if is_wrong else []}
+    mine = [one.said(words) for one in wrong if one.field == field]
+    return {"info": " ".join(mine), "elem_classes": ["wrong"] if mine else []}
 
 
 def _previewed(
     board: Board, words: Words, found: Source, meaning: Meaning, name: str
-) -> tuple[list[Any], Refusal | None]:
-    """(the first rows as this meaning makes them, the entry and the command that adds it; what is wrong at a field)."""
+) -> tuple[list[Any], list[Refusal]]:
+    """(the first rows as this meaning makes them, the entry and the command that adds it; what is wrong at fields)."""
+    if wrong := meaning.wrong():
+        return ["", *RecipeView.show("", "")], wrong
     try:
         entry = meaning.as_entry(str(found.path), found.head[0])
         rows, report = preview(entry, Path("/"))
-    except Refusal as wrong:
-        return ["", *RecipeView.show("", "")], wrong
     except ForgeError as error:
         html = show_trouble(words, trouble_of(words, words("data.failed_preview"), error))
-        return [html, *RecipeView.show("", "")], None
+        return [html, *RecipeView.show("", "")], []
     html = tag("div", tag("h3", words("data.preview")), show_examples(words, rows, report, None, legend=False))
     text = yaml.safe_dump(
         {name or "NAME": {**entry, "file_name": board.shown(found.path)}}, allow_unicode=True, sort_keys=False
     )
     command = shlex.join(["forge-cli", "data", "add", name or "NAME", board.shown(found.path), "--register", "data"])
-    return [html, *RecipeView.show(text, command)], None
+    return [html, *RecipeView.show(text, command)], []

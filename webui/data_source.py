@@ -59,13 +59,9 @@ class Meaning:
         Raises:
             Refusal: a column that this kind needs is not named, or one stands for two parts.
         """
-        named = {part: column for part in KINDS[self.kind] if (column := self.columns.get(part))}
-        for part in NEEDED[self.kind]:
-            if part not in named:
-                raise Refusal("data.choose_column", part)
-        for number, (part, column) in enumerate(named.items()):
-            if column in list(named.values())[:number]:
-                raise Refusal("data.column_twice", part, column=column)
+        if wrong := self.wrong():
+            raise wrong[0]
+        named = self._named
         unused = {part: None for part in ("query",) if part in KINDS[self.kind] and part not in named}
         entry: dict[str, Any] = {"file_name": file_name, "columns": {**named, **unused}}
         if self.kind == "chats":
@@ -75,6 +71,21 @@ class Meaning:
         elif self.kind == "pairs":
             entry["ranking"] = True
         return entry
+
+    def wrong(self) -> list[Refusal]:
+        """What is wrong with the columns: each that is needed and not named, each that stands for two parts."""
+        missing = [Refusal("data.choose_column", part) for part in NEEDED[self.kind] if part not in self._named]
+        named = list(self._named.items())
+        twice = [
+            Refusal("data.column_twice", part, column=column)
+            for number, (part, column) in enumerate(named)
+            if column in [before for _, before in named[:number]]
+        ]
+        return missing + twice
+
+    @property
+    def _named(self) -> dict[str, str]:
+        return {part: column for part in KINDS[self.kind] if (column := self.columns.get(part))}
 
 
 @dataclass(frozen=True)

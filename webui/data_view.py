@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import quote
 
 from llmforge.config.load import load_recipe
 from llmforge.data.encode import EncodeOptions, encode_examples
@@ -220,6 +221,11 @@ def _lengths(words: Words, lengths: Mapping[str, Any] | None) -> Safe:
         label=words("data.lengths") + ": " + told,
     )
     return tag("div", tag("h3", words("data.lengths")), shown, tag("p", told))
+
+
+def link_to_use(words: Words, name: str) -> Safe:
+    """Leads to the page Fine-tune with this data set chosen."""
+    return tag("a", words("data.use"), href=f"train?data={quote(name)}", class_="button")
 
 
 def show_entries(words: Words, lines: Sequence[Mapping[str, Any]], chosen: str) -> Safe:

@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock
 
 from llmforge.webui.board import Board
-from llmforge.webui.chat_client import Message, Reply, Target
+from llmforge.webui.chat_client import Asked, Message, Reply, Target
 from llmforge.webui.markup import Safe, tag
 from llmforge.webui.refusal import said
 from llmforge.webui.words import Words
@@ -44,11 +44,26 @@ class Talk:
     columns: list[Column] = field(default_factory=list)
     blind: bool = False
     voted: str = ""
-    settings: dict[str, Any] = field(default_factory=dict)  # how the answers were drawn
+    drawn: Asked = field(default_factory=Asked)  # how the answers are drawn
 
     @property
     def is_hidden(self) -> bool:
         return self.blind and not self.voted
+
+    @property
+    def is_written(self) -> bool:
+        """Whether an answer is still being written."""
+        return any(column.reply and not column.reply.is_over for column in self.columns)
+
+    @property
+    def is_votable(self) -> bool:
+        """Whether two answers stand side by side that nobody voted on."""
+        both = len(self.columns) == 2 and all(column.reply and column.reply.text for column in self.columns)
+        return both and not self.is_written and not self.voted
+
+    def written(self) -> list[tuple[str, int]]:
+        """How far each answer is: its state, and its length so far."""
+        return [(column.reply.state, len(column.reply.text)) for column in self.columns if column.reply]
 
     def heading(self, words: Words, number: int) -> str:
         """What stands over a column."""
@@ -56,7 +71,14 @@ class Talk:
         name = self.columns[number].name
         return letter if self.is_hidden else f"{letter}: {name}" if self.blind else name
 
-    def begin(self, chosen: Sequence[tuple[Target, str]], prompt: str, system: str, blind: bool) -> None:
+    def begin(
+        self,
+        chosen: Sequence[tuple[Target, str]],
+        prompt: str,
+        system: str,
+        blind: bool,
+        drawn: Asked | None = None,
+    ) -> None:
         """The next question to all; the talk starts anew when other models are asked. Blind, who answers where changes
         with every question."""
         targets = [target for target, _ in chosen]
@@ -64,7 +86,7 @@ class Talk:
             self.columns = [Column(target, name) for target, name in chosen]
         if blind:
             random.SystemRandom().shuffle(self.columns)
-        self.blind, self.voted = blind, ""
+        self.blind, self.voted, self.drawn = blind, "", drawn or Asked()
         for column in self.columns:
             begins = [{"role": "system", "content": system}] if system else []
             said = [message for message in column.messages if message["role"] != "system"]
@@ -97,7 +119,7 @@ class Talk:
             ],
             "vote": choice,
             "blind": self.blind,
-            "settings": self.settings,
+            "settings": self.drawn.settings,
         }
         folder = board.root / "work"
         folder.mkdir(exist_ok=True)

@@ -131,15 +131,15 @@ class _Page:
         self.status.select(self._put_away, None, self.status, **QUIET)
         self.connect.click(self._connected, [self.url, self.key_env, self.others], [self.others, self.trouble], **QUIET)
         self.number.change(_columns, self.number, self.chosen, **QUIET)
-        inputs = [self.talk, self.others, self.number, self.blind, self.reward, *self.chosen, *self.drawn.values()]
-        outputs = [
-            self.talk, self.trouble, self.shown, self.prompt, self.voting, self.stop, self.curl, self.python,
-        ]  # fmt: skip
-        gr.on(
-            [self.send.click, self.prompt.submit], self._asked, [self.prompt, *inputs], outputs,
-            concurrency_limit=None, **QUIET,
-        )  # fmt: skip
-        self.retry.click(self._again, inputs, outputs, concurrency_limit=None, **QUIET)
+        inputs = [self.talk, self.others, self.number, self.blind, *self.chosen, *self.drawn.values()]
+        begun = [self.talk, self.trouble, self.shown, self.prompt, self.curl, self.python, *self._buttons]
+        asked = gr.on([self.send.click, self.prompt.submit], self._asked, [self.prompt, *inputs], begun, **QUIET)
+        again = self.retry.click(self._again, inputs, begun, **QUIET)
+        for event in (asked, again):
+            # Answers grow in an event of one output: gradio builds every output anew for each piece, skipped ones too.
+            then = {**QUIET, "trigger_mode": "multiple"}
+            grown = event.then(_growing, [self.talk, self.reward], self.shown, concurrency_limit=None, **then)
+            grown.then(_offered, self.talk, self._buttons, **then)
         self.stop.click(_stopped, None, None, queue=False, **QUIET)
         self.edit.click(_edited, self.talk, [self.talk, self.prompt, self.shown, self.voting], **QUIET)
         self.clear.click(_cleared, None, [self.talk, self.shown, self.voting, self.trouble], **QUIET)
@@ -147,6 +147,11 @@ class _Page:
             voted = [self.talk, self.trouble, self.shown, self.voting]
             button.click(self._voter(choice), self.talk, voted, **QUIET)
         self.raw_button.click(_tokens, self.talk, self.raw, **QUIET)
+
+    @property
+    def _buttons(self) -> list[Any]:
+        """What depends on whether an answer is being written."""
+        return [self.voting, self.stop, self.send, self.retry, self.edit, self.clear]
 
     # Models
 
@@ -210,11 +215,13 @@ class _Page:
 
     # The conversation
 
-    async def _asked(
-        self, text: str, at: Talk, others: list[Any], count: int, blind: bool, reward: str, request: gr.Request,
-        *rest: Any,
-    ) -> AsyncIterator[list[Any]]:  # fmt: skip
+    def _asked(
+        self, text: str, at: Talk, others: list[Any], count: int, blind: bool, request: gr.Request, *rest: Any
+    ) -> list[Any]:
+        """The question stands, and what answers it; `_growing` fills the answers."""
         words, models, given = words_of(request), rest[:MOST_COLUMNS], rest[MOST_COLUMNS:]
+        if at.is_written:  # Enter, while Send waits
+            return [gr.skip()] * (6 + len(self._buttons))
         try:
             drawn, system = read_settings(given)
             if not text.strip():
@@ -225,29 +232,20 @@ class _Page:
                 raise Refusal("chat.no_model")
             for target, _ in picks:
                 target.headers()
-            at.begin(picks, text, system, blind and len(picks) == 2)
+            at.begin(picks, text, system, blind and len(picks) == 2, drawn)
         except Exception as error:
             wrong = show_trouble(words, trouble_of(words, words("chat.failed_send"), error))
-            yield [at, wrong, gr.skip(), text, gr.skip(), gr.Button(interactive=False), *[gr.skip()] * 2]
-            return
-        target = at.columns[0].target
-        body = drawn.body(target.model, at.columns[0].messages)
-        at.settings = {name: value for name, value in body.items() if name not in ("model", "messages")}
-        copies = [chat_client.as_curl(target, body), chat_client.as_python(target, body)]
-        yield [at, "", show_talk(words, at), "", gr.Row(visible=False), gr.Button(interactive=True), *copies]
-        async for _ in answer(at, drawn, request.session_hash or ""):
-            yield [gr.skip(), gr.skip(), show_talk(words, at), *[gr.skip()] * 5]
-        if reward:
-            await judge(at, target_of(reward))
-        votable = len(at.columns) == 2 and all(column.reply and column.reply.text for column in at.columns)
-        last = [gr.Row(visible=votable), gr.Button(interactive=False), gr.skip(), gr.skip()]
-        yield [at, gr.skip(), show_talk(words, at), gr.skip(), *last]
+            return [at, wrong, gr.skip(), text, *[gr.skip()] * (2 + len(self._buttons))]
+        first = at.columns[0]
+        body = drawn.body(first.target.model, first.messages)
+        copies = [chat_client.as_curl(first.target, body), chat_client.as_python(first.target, body)]
+        return [at, "", show_talk(words, at), "", *copies, *_offered(at)]
 
-    async def _again(
-        self, at: Talk, others: list[Any], count: int, blind: bool, reward: str, request: gr.Request, *rest: Any
-    ) -> AsyncIterator[list[Any]]:
-        async for values in self._asked(at.drop_last(), at, others, count, blind, reward, request, *rest):
-            yield values
+    def _again(
+        self, at: Talk, others: list[Any], count: int, blind: bool, request: gr.Request, *rest: Any
+    ) -> list[Any]:
+        text = "" if at.is_written else at.drop_last()
+        return self._asked(text, at, others, count, blind, request, *rest)
 
     def _voter(self, choice: str) -> Any:
         def voted(at: Talk, request: gr.Request) -> list[Any]:
@@ -263,7 +261,24 @@ def _columns(count: int) -> list[Any]:
     return [gr.Dropdown(visible=i < count) for i in range(MOST_COLUMNS)]
 
 
-def _stopped(request: gr.Request) -> None:
+async def _growing(at: Talk, reward: str, request: gr.Request) -> AsyncIterator[Safe]:
+    """The answers as they are written, then their scores."""
+    words = words_of(request)
+    async for _ in answer(at, request.session_hash or ""):
+        yield show_talk(words, at)
+    if reward:
+        yield show_talk(words, at)
+        await judge(at, target_of(reward))
+    yield show_talk(words, at)
+
+
+def _offered(at: Talk) -> list[Any]:
+    """What can be pressed now: Stop while an answer is written, else everything else."""
+    others = [gr.Button(interactive=not at.is_written) for _ in range(4)]
+    return [gr.Row(visible=at.is_votable), gr.Button(interactive=at.is_written), *others]
+
+
+async def _stopped(request: gr.Request) -> None:
     stop(request.session_hash or "")
 
 

@@ -20,7 +20,7 @@ from llmforge.webui.board import Board
 from llmforge.webui.data_adding import draw_adding
 from llmforge.webui.data_copy import save_usable
 from llmforge.webui.data_source import SHOWN
-from llmforge.webui.data_view import Reader, show_entries, show_examples, show_findings
+from llmforge.webui.data_view import Reader, link_to_use, show_entries, show_examples, show_findings
 from llmforge.webui.markup import PICK, tag
 from llmforge.webui.poll import on_load
 from llmforge.webui.problem import show_trouble, trouble_of
@@ -139,6 +139,8 @@ def _checked(board: Board, words: Words, name: str, model: str, cutoff: float) -
         num_bad = len(found.report.rejected)
         data_table.remember(board, entry, found.report.rows_in, num_bad)
         html = show_findings(words, found)
+        if found.report.rows_out:
+            html = tag("div", html, tag("p", link_to_use(words, name)))
     except Exception as error:
         html = show_trouble(words, trouble_of(words, words("data.failed_check"), error))
     command = _command("data check", name, model, cutoff)

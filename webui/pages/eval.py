@@ -67,7 +67,8 @@ def build(board: Board) -> None:
         values = [want or first for want, first in zip(wanted, guess, strict=False)]
         kinds = [(words(f"eval.rows_{name}"), name) for name in ("all", *CHANGES)]
         empty = tag("p", words("eval.empty"), class_="calm") if not there else ""
-        drops = [gr.Dropdown(choices=there, value=value) for value in values]
+        named = [(path.removesuffix(f"/{PREDICTIONS}"), path) for path in there]
+        drops = [gr.Dropdown(choices=named, value=value) for value in values]
         return [*drops, gr.Radio(choices=kinds, value="all"), empty]
 
     def compared(one: str | None, two: str | None, request: gr.Request) -> Iterator[list[Any]]:
