@@ -10,7 +10,18 @@ import transformers
 from torch import nn
 
 from llmforge.infer.local import packed
-from llmforge.infer.local.packed import KNOWN_ROWS, MOST_ROWS, PackedLinear, Packing, filled_up, is_faster, pack
+from llmforge.infer.local.packed import (
+    KNOWN_ROWS,
+    MOST_ROWS,
+    PackedLinear,
+    PackedSibling,
+    PackedSiblings,
+    Packing,
+    filled_up,
+    is_faster,
+    pack,
+    same_input,
+)
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
@@ -57,6 +68,45 @@ def test_more_rows_than_the_most_are_computed_in_pieces():
     for shape in ((3, 200, 8), (1, 3, 8), (4, 8), (1, 16, 8), (0, 8)):
         x = torch.randn(shape)
         assert torch.allclose(PackedLinear(layer)(x), layer(x), atol=1e-6)
+
+
+def test_layers_that_read_the_same_input_are_one_product(model):
+    packing = pack(model)
+    groups = {}
+    for name, layer in packing.layers.items():
+        own = vars(layer)["forward"]
+        groups.setdefault(id(getattr(own, "siblings", own)), []).append(name.rpartition(".")[2])
+    one = [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
+    assert sorted(groups.values()) == sorted([*one, *one, ["lm_head"]])
+
+
+def test_siblings_compute_anew_what_was_changed_in_place():
+    torch.manual_seed(0)
+    layers = [nn.Linear(8, size).requires_grad_(False) for size in (16, 24)]
+    first, second = PackedSiblings(layers).parts
+    x = torch.randn(4, 8)
+    assert torch.allclose(first(x), layers[0](x), atol=1e-6)
+    x.mul_(2)
+    assert torch.allclose(second(x), layers[1](x), atol=1e-6)
+    assert torch.allclose(second(x), layers[1](x), atol=1e-6)
+    assert torch.equal(second.plain(), layers[1].weight)
+
+
+def test_siblings_are_called_one_after_the_other_with_one_tensor():
+    x, y, z = torch.zeros(1), torch.zeros(1), torch.zeros(1)
+    assert same_input([("a", x), ("b", x), ("c", y), ("a", z), ("b", z)]) == [("a", "b")]
+    assert same_input([("a", x), ("b", x), ("a", y), ("c", y)]) == []  # once with the one, once with the other
+
+
+def test_layers_of_which_only_some_have_a_bias_are_products_of_their_own(model):
+    model.model.layers[0].self_attn.k_proj.bias = None
+    before = logits(model)
+    packing = pack(model)
+    attention = model.model.layers[0].self_attn
+    assert not any(isinstance(layer.forward, PackedSibling) for layer in (attention.q_proj, attention.k_proj))
+    assert isinstance(model.model.layers[1].self_attn.k_proj.forward, PackedSibling)
+    assert packing is not None
+    assert torch.allclose(logits(model), before, atol=1e-5)
 
 
 def test_plain_weights_are_given_up_except_those_that_the_embedding_shares(model):

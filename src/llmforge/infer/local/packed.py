@@ -2,12 +2,14 @@
 
 The few rows of a step leave a plain product waiting for memory and for its own repacking of the weights. Packed ones
 took 0.56 of the time for 4 rows, 0.60 for 8, 0.65 for 16, 0.76 for 64, 0.80 for 128 (all layers of a 135M Llama in
-fp32, one core of an AMD EPYC, benchmarks/packed_linears.py); which is faster is tried at each start. The plain weights
-are given up, so the memory does not double; whoever needs to read them asks for them.
+fp32, one core of an AMD EPYC, benchmarks/packed_linears.py); which is faster is tried at each start. Layers that read
+the same input, such as queries, keys and values, are one product. The plain weights are given up, so the memory does
+not double; whoever needs to read them asks for them.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections import Counter
@@ -34,11 +36,12 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # of the largest logit
 
 
 class PackedLinear:
-    """A layer's forward over its packed weight; (..., in) -> (..., out)."""
+    """A layer's forward over its packed weight, or over those of several layers: (..., in) -> (..., out of all)."""
 
-    def __init__(self, layer: nn.Linear):
-        self.weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)
-        self.bias = layer.bias
+    def __init__(self, *layers: nn.Linear):
+        weights, biases = [layer.weight.detach() for layer in layers], [layer.bias for layer in layers]
+        self.weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(_joined(weights), None)
+        self.bias = None if biases[0] is None else _joined(biases)
         self.product = torch.ops.mkldnn._linear_pointwise.default
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -51,8 +54,54 @@ class PackedLinear:
         y: Tensor = self(F.pad(rows, (0, 0, 0, filled_up(count) - count)))
         return y[:count].view(*x.shape[:-1], y.shape[-1])
 
+    def plain(self) -> Tensor:
+        """The weight (out, in), a copy."""
+        return self.weight.to_dense()
+
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedLinear:
         return self  # a copy of the model, made to look at it, shares its weights
+
+
+class PackedSiblings:
+    """Layers that a model calls one after the other with the same input: the first call computes for all of them."""
+
+    def __init__(self, layers: Sequence[nn.Linear]):
+        self.product = PackedLinear(*layers)
+        self.sizes = [layer.out_features for layer in layers]
+        self.parts = [PackedSibling(self, place) for place in range(len(layers))]
+        self._x: Tensor | None = None
+        self._version = 0
+        self._ys: Sequence[Tensor] = ()
+
+    def part(self, x: Tensor, place: int) -> Tensor:
+        """(..., in) -> (..., out) of the layer at this place, a view of the product."""
+        if x is not self._x or x._version != self._version:
+            self._x, self._version, self._ys = x, x._version, self.product(x).split(self.sizes, -1)
+        y = self._ys[place]
+        if place == len(self.sizes) - 1:
+            self._x, self._ys = None, ()
+        return y
+
+
+class PackedSibling:
+    """The forward of one of them."""
+
+    def __init__(self, siblings: PackedSiblings, place: int):
+        self.siblings, self.place = siblings, place
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.siblings.part(x, self.place)
+
+    def plain(self) -> Tensor:
+        """The weight (out, in), a copy."""
+        return self.siblings.product.plain().split(self.siblings.sizes)[self.place].clone()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PackedSibling:
+        return self
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([x.detach() for x in tensors]) if len(tensors) > 1 else tensors[0]
 
 
 def filled_up(count: int) -> int:
@@ -66,18 +115,28 @@ class Packing:
 
     Args:
         names: of the layers to pack.
+        siblings: those of them that read the same input, in the order of their calls.
     """
 
-    def __init__(self, model: nn.Module, names: Collection[str]):
+    def __init__(self, model: nn.Module, names: Collection[str], siblings: Collection[Sequence[str]] = ()):
         self.layers: dict[str, nn.Linear] = {name: model.get_submodule(name) for name in names}  # type: ignore[misc]
         owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
         # Layers without a plain weight; an embedding still needs one that it shares.
         self._packed_only = {name for name, layer in self.layers.items() if owners[id(layer.weight)] == 1}
-        self._packed: dict[str, PackedLinear] = {}
-        for name, layer in self.layers.items():
-            self._packed[name] = vars(layer)["forward"] = PackedLinear(layer)
-            if name in self._packed_only:
-                self._give_up(name)
+        self._packed: dict[str, PackedLinear | PackedSibling] = {}
+        groups = [
+            group
+            for group in siblings
+            if self._packed_only.issuperset(group) and len({self.layers[name].bias is None for name in group}) == 1
+        ]
+        grouped = set(itertools.chain(*groups))
+        for group in [*groups, *((name,) for name in self.layers if name not in grouped)]:
+            layers = [self.layers[name] for name in group]
+            packed = PackedSiblings(layers).parts if len(layers) > 1 else [PackedLinear(*layers)]
+            for name, layer, own in zip(group, layers, packed, strict=True):
+                self._packed[name] = vars(layer)["forward"] = own
+                if name in self._packed_only:
+                    self._give_up(name)
         # What is left of a file's mapping is small; a copy of its own lets the mapping go.
         for parameter in model.parameters():
             if parameter.numel():
@@ -85,7 +144,7 @@ class Packing:
 
     def weight_of(self, name: str, layer: Any) -> Tensor:
         """The plain weight of a layer of the model, packed or not: (out, in)."""
-        return self._packed[name].weight.to_dense() if name in self._packed_only else layer.weight
+        return self._packed[name].plain() if name in self._packed_only else layer.weight
 
     @contextmanager
     def plain(self) -> Iterator[None]:
@@ -113,7 +172,7 @@ class Packing:
     def _fill(self, name: str) -> None:
         layer = self.layers[name]
         if not layer.weight.numel():
-            layer.weight.data = self._packed[name].weight.to_dense()
+            layer.weight.data = self._packed[name].plain()
 
     def _give_up(self, name: str) -> None:
         weight = self.layers[name].weight
@@ -135,18 +194,48 @@ def pack(model: Any) -> Packing | None:
         log.info("linear layers stay as they are: oneDNN is no faster here")
         return None
     ids = [torch.arange(1, count + 1)[None] for count in (1, TRIAL_ROWS)]
-    before = [base(input_ids=x).logits for x in ids]
-    packing = Packing(base, names)
-    try:
-        after = [base(input_ids=x).logits for x in ids]
-        problem = "" if all(map(_alike, before, after)) else "it gives other logits with them"
-    except RuntimeError as error:  # a layer whose weight the model reads itself has none now
-        problem = str(error)
-    if problem:
-        log.info("linear layers stay as they are: %s", problem)
+    with _calls(base, names) as calls:
+        before = [base(input_ids=x).logits for x in ids]
+    for siblings in (same_input(calls), ()):
+        packing = Packing(base, names, siblings)
+        try:
+            after = [base(input_ids=x).logits for x in ids]
+            problem = "" if all(map(_alike, before, after)) else "it gives other logits with them"
+        except RuntimeError as error:  # a layer whose weight or whose own result the model wants
+            problem = str(error)
+        if not problem:
+            return packing
         packing.undo()
-        return None
-    return packing
+    log.info("linear layers stay as they are: %s", problem)
+    return None
+
+
+Calls = list[tuple[str, Tensor]]
+
+
+@contextmanager
+def _calls(model: nn.Module, names: Collection[str]) -> Iterator[Calls]:
+    """Inside, what the layers are called with, in the order of their calls."""
+    calls: Calls = []
+
+    def note(name: str) -> Any:
+        return model.get_submodule(name).register_forward_pre_hook(
+            lambda _, given: calls.append((name, given[0])) if given else None
+        )
+
+    handles = [note(name) for name in names]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def same_input(calls: Calls) -> list[tuple[str, ...]]:
+    """Layers that were called one after the other with the very same tensor, each time that they were called."""
+    runs = [tuple(name for name, _ in run) for _, run in itertools.groupby(calls, key=lambda call: id(call[1]))]
+    times = Counter(name for run in set(runs) for name in run)
+    return [run for run in dict.fromkeys(runs) if len(run) > 1 and all(times[name] == 1 for name in run)]
 
 
 def time_layers(layers: Sequence[Any]) -> tuple[float, float]:

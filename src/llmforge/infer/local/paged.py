@@ -74,6 +74,9 @@ def zeros(size: tuple[int, ...], like: Tensor) -> Tensor:
     if like.device.type != "cpu":
         return torch.zeros(size, dtype=like.dtype, device=like.device)
     pages = mmap.mmap(-1, math.prod(size) * like.element_size(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            pages.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(pages, dtype=like.dtype).view(size)
 
 
@@ -96,8 +99,9 @@ class Group:
     """Rows that are attended in one call, `width` queries each, padded where a row has fewer."""
 
     places: slice | Tensor  # of the queries on the flat line, row by row: (rows * width,)
-    tables: Tensor  # (rows * blocks,) block of each stretch of keys, those of `shared` left out
-    shared: Tensor | None  # (blocks,) that every row begins with, all before its new tokens
+    tables: Tensor | slice  # (rows * blocks,) block of each stretch of keys, those of `shared` left out
+    shared: Tensor | slice | None  # (blocks,) that every row begins with, all before its new tokens
+    num_shared: int  # of them
     positions: Tensor  # (rows, width) of the queries
     is_real: Tensor | None  # (rows * width,) where a query is no padding; None: all are real
     _masks: dict[tuple[int | None, int], Tensor] = field(default_factory=dict)
@@ -115,8 +119,9 @@ class Group:
         is_line = is_even and all(a.at + width == b.at for a, b in itertools.pairwise(spans))
         return cls(
             slice(spans[0].at, spans[0].at + rows * width) if is_line else (at + steps).flatten().to(device),
-            torch.tensor(tables).flatten().to(device),
-            torch.tensor(spans[0].blocks[:num_shared], device=device) if num_shared else None,
+            places_of(list(itertools.chain(*tables)), device),
+            places_of(spans[0].blocks[:num_shared], device) if num_shared else None,
+            num_shared,
             (first + steps).to(device),
             None if is_even else (torch.arange(width)[None] < counts).flatten().to(device),
         )
@@ -131,7 +136,7 @@ class Group:
             (rows, 1, num_sharing * width, keys), or (rows, 1, 1, keys) where every query of a row sees the same.
         """
         if (window, num_sharing) not in self._masks:
-            first = 0 if self.shared is None else len(self.shared) * BLOCK_SIZE
+            first = self.num_shared * BLOCK_SIZE
             keys = torch.arange(first, first + num_keys, device=self.positions.device)
             seen = keys <= self.positions[..., None]
             if window is not None:
@@ -283,9 +288,17 @@ def attend_group(
     return out.reshape(rows * width, query.shape[1], -1)
 
 
-def gathered(pool: Tensor, tables: Tensor, rows: int) -> Tensor:
+def places_of(blocks: Sequence[int], device: torch.device) -> Tensor | slice:
+    """Where blocks lie in a pool; neighbours, as a text that was read at once has them, need no copy."""
+    if all(a + 1 == b for a, b in itertools.pairwise(blocks)):
+        return slice(blocks[0], blocks[-1] + 1)
+    return torch.tensor(blocks, device=device)
+
+
+def gathered(pool: Tensor, tables: Tensor | slice, rows: int) -> Tensor:
     """Blocks of a layer's pool one after the other: (rows, key heads, keys, width)."""
-    return pool.index_select(0, tables).view(rows, -1, *pool.shape[2:]).transpose(1, 2)
+    chosen = pool[tables] if isinstance(tables, slice) else pool.index_select(0, tables)
+    return chosen.view(rows, -1, *pool.shape[2:]).transpose(1, 2)
 
 
 def attend_with_sums(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
@@ -302,7 +315,12 @@ def attend_with_sums(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale
 
 # Behind a model
 
-_step: ContextVar[PagedStep] = ContextVar("forge_paged_step")
+_step: ContextVar[PagedStep | None] = ContextVar("forge_paged_step", default=None)
+
+
+def current_step() -> PagedStep | None:
+    """The step that a pass belongs to; None outside of `paged_attention`."""
+    return _step.get()
 
 
 def _attention(
@@ -312,7 +330,9 @@ def _attention(
     scale = options.get("scaling")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     window, cap = options.get("sliding_window"), options.get("softcap")
-    return _step.get().attend(module.layer_idx, query[0], key[0], value[0], scale, window, cap)[None], None
+    step = _step.get()
+    assert step is not None  # NAME is a model's attention only inside of paged_attention
+    return step.attend(module.layer_idx, query[0], key[0], value[0], scale, window, cap)[None], None
 
 
 @contextlib.contextmanager

@@ -111,8 +111,9 @@ class PagedRunner:
     def plan(self) -> list[Row]:
         """Choose the next step; the rows whose next token it decides."""
         self.schedule.chunk = self.chunk or self._usual_chunk()
-        # One adapter's rows lie side by side, so that it is applied to a stretch of the line.
-        self._parts = sorted(self.schedule.next(), key=lambda part: (part.row.adapter or "", part.count))
+        # One adapter's rows lie side by side, so that it is applied to a stretch of the line; among them those that are
+        # attended together, so that they need not be gathered.
+        self._parts = sorted(self.schedule.next(), key=lambda part: (part.row.adapter or "", part.count, part.end))
         return [part.row for part in self._parts if part.is_due]
 
     def _usual_chunk(self) -> int:
@@ -126,7 +127,7 @@ class PagedRunner:
         due: list[int] = []
         at = 0
         for part in self._parts:
-            end = part.start + part.count
+            end = part.end
             spans.append(Span(at, part.start, part.count, part.row.blocks))
             ids += part.row.tokens[part.start : end]
             positions += range(part.start, end)

@@ -28,9 +28,13 @@ class Part:
     count: int
 
     @property
+    def end(self) -> int:
+        return self.start + self.count
+
+    @property
     def is_due(self) -> bool:
         """Whether the row's next token is chosen after this step."""
-        return self.start + self.count == len(self.row.tokens)
+        return self.end == len(self.row.tokens)
 
 
 class Schedule:
@@ -99,7 +103,7 @@ class Schedule:
     def done(self, parts: list[Part]) -> None:
         """The step was computed."""
         for part in parts:
-            part.row.num_computed = part.start + part.count
+            part.row.num_computed = part.end
             self.num_computed += part.count
             if part.is_due:
                 part.row.is_alone = False

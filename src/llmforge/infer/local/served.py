@@ -14,6 +14,7 @@ from llmforge.infer.local.adapter_updates import NotShareable, read_updates
 from llmforge.infer.local.core import LocalCore
 from llmforge.infer.local.embed import Embedder, Reader, load_encoder, score, usual_pooling
 from llmforge.infer.local.encoder_files import is_encoder, own_pooling
+from llmforge.infer.local.lean_layers import put_back, take_lean_forms
 from llmforge.infer.local.live import PeftAdapters
 from llmforge.infer.local.lora_batch import AdapterBatch
 from llmforge.infer.local.packed import Packing, pack
@@ -23,6 +24,8 @@ from llmforge.infer.local.readings import Reading
 from llmforge.infer.protocol import Capabilities, ModelCard, TokenIds, UnknownModel
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from llmforge.model.value_head import ValueHead
 
 WRITES = frozenset({"generate", "embed"})
@@ -58,6 +61,7 @@ class ServedModels:
         self._pooling = pooling
         self._own: Embedder | None = None
         self._packing: Packing | None = None
+        self._lean: list[nn.Module] = []
         self._inner_names = (f"served_{number}" for number in itertools.count())
 
     @classmethod
@@ -100,8 +104,7 @@ class ServedModels:
         except NotShareable as error:
             if recipe.serve.adapters or own is None:
                 raise RecipeError(f"{error}; no other adapter fits beside it") from None
-            if served._packing is not None:
-                served._packing.undo()
+            served.unpack()
             peft = attach_adapters(model, given[-1:]).eval()
             core = LocalCore(peft, *text, served={}, max_rows=rows, skip_special=skip_special)
             served = cls(core, (), recipe.model, loaded.folder, recipe.serve.embed_pooling)
@@ -164,8 +167,17 @@ class ServedModels:
         return inner, self._cards[name]
 
     def pack(self) -> None:
-        """Compute with packed weights from now on, where that is faster; adapters come after it."""
+        """Compute with packed weights and lean layers from now on, where they fit; adapters come after it."""
         self._packing = pack(self.core.model)
+        self._lean = take_lean_forms(self.core.model)
+
+    def unpack(self) -> None:
+        """The model as it was loaded."""
+        put_back(self._lean)
+        self._lean = []
+        if self._packing is not None:
+            self._packing.undo()
+            self._packing = None
 
     def detach(self, name: str) -> str:
         """Serve an adapter no longer; returns its name inside the core.
