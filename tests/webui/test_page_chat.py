@@ -72,14 +72,26 @@ def test_two_answers_grow_at_once_and_stop_ends_both(board: Board, echo: Any, op
     closed = engine.closed
     ask(page, "drip " * 60)
     page.wait_for_function(GROWING, arg=2)
+    page.wait_for_selector("#chat-send:disabled")  # one question at a time
     began = time.monotonic()
     page.keyboard.press("Escape")
     page.wait_for_selector(".side >> nth=1 >> text=stopped")
     print(f"stopped after {time.monotonic() - began:.2f} s")
     assert closed_by(engine, closed + 2)
+    page.wait_for_selector("#chat-send:enabled")
     settled(page)
     assert serious(page) == []
     shoot(page, "chat-two-en")
+
+
+def test_a_page_that_is_left_frees_the_server(board: Board, echo: Any, open_page: Any) -> None:
+    engine, url = echo
+    page = connected(open_page, board, url)
+    closed = engine.closed
+    ask(page, "drip " * 60)
+    page.wait_for_function(GROWING, arg=1)
+    page.close()
+    assert closed_by(engine, closed + 1)
 
 
 def test_answers_settings_tokens_and_copies(board: Board, echo: Any, open_page: Any) -> None:

@@ -68,8 +68,9 @@ class _Page:
             self.raw_button = gr.Button(mark("chat.raw_show"), size="sm", elem_id="chat-raw-show")
             self.raw = gr.HTML(elem_id="chat-raw-text")
         with gr.Accordion(mark("chat.copy"), open=False, elem_id="chat-copy"):
-            self.curl = gr.Code(language="shell", label=mark("chat.copy_curl"), interactive=False)
-            self.python = gr.Code(language="python", label=mark("chat.copy_python"), interactive=False)
+            shown: dict[str, Any] = {"interactive": False, "buttons": ["copy"]}
+            self.curl = gr.Code(language="shell", label=mark("chat.copy_curl"), **shown)
+            self.python = gr.Code(language="python", label=mark("chat.copy_python"), **shown)
         self.recipe = RecipeView("chat")
         self._wire()
 
