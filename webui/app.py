@@ -111,7 +111,7 @@ async def _alive() -> dict[str, bool]:
 def head() -> str:
     """What stands first in every page's head: the title's icon, and the script of the bar and the keys."""
     said = {
-        language: {"copied": texts(language)["common.copied"], "gone": texts(language)["common.board_gone"]}
+        language: {name: texts(language)[f"common.{name}"] for name in ("copied", "gone", "reset", "copy")}
         for language in LANGUAGES
     }
     script = (HERE / "board.js").read_text(encoding="utf-8").replace("TEXTS", json.dumps(said, ensure_ascii=False))

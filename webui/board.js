@@ -109,6 +109,11 @@
     for (const part of document.querySelectorAll('.cm-scroller[tabindex="-1"]')) part.tabIndex = 0;  // keys scroll it
     for (const part of document.querySelectorAll('[aria-label="Code input container"]')) part.removeAttribute("aria-label");
     for (const part of document.querySelectorAll('.empty[aria-label="Empty value"]')) part.removeAttribute("aria-label");
+    for (const part of document.querySelectorAll('[aria-label^="number input for "], [aria-label^="range slider for "]'))
+      part.setAttribute("aria-label", part.getAttribute("aria-label").replace(/^(number input|range slider) for /, ""));
+    for (const [english, own] of [["Reset to default value", texts[language].reset], ["Copy", texts[language].copy]])
+      for (const name of ["aria-label", "title"])
+        for (const part of document.querySelectorAll(`[${name}="${english}"]`)) if (own !== english) part.setAttribute(name, own);
     for (const fold of document.querySelectorAll(".cm-foldGutter [title]")) fold.removeAttribute("title");  // English
     for (const editor of document.querySelectorAll(".cm-content:not([aria-label])")) {
       const block = editor.closest(".block");

@@ -43,11 +43,13 @@ class RecipeForm:
         with gr.Accordion(mark("common.show_recipe"), open=False, elem_id="train-recipe"):
             self.yaml = gr.Code(
                 form.to_yaml(self.given.value), language="yaml", label=mark("train.yaml"), interactive=True,
-                max_lines=30,
+                max_lines=30, buttons=["copy"],
             )  # fmt: skip
             self.yaml_wrong = gr.HTML(elem_id="train-yaml-wrong")
         with gr.Accordion(mark("common.show_command"), open=False, elem_id="train-command"):
-            self.command = gr.Code(language="shell", label=mark("common.command"), interactive=False)
+            self.command = gr.Code(
+                language="shell", label=mark("common.command"), interactive=False, buttons=["copy"]
+            )  # fmt: skip
 
     @property
     def views(self) -> list[Any]:
