@@ -84,7 +84,8 @@ class LeanLayer:
         self.width: int = attention.head_dim
         # Kept as modules: their forwards change when adapters come and go.
         self.before, self.between = layer.input_layernorm, layer.post_attention_layernorm
-        self.q_norm, self.k_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
+        self.q_norm: Any = getattr(attention, "q_norm", None)
+        self.k_norm: Any = getattr(attention, "k_norm", None)
         self.q, self.k, self.v, self.o = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
         self.gate, self.up, self.down, self.act = mlp.gate_proj, mlp.up_proj, mlp.down_proj, mlp.act_fn
 
@@ -118,7 +119,7 @@ class LeanLayer:
 class _Watched(PagedStep):
     """A step that tells how each layer attends."""
 
-    def attend(  # type: ignore[override]
+    def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, cap: float | None
     ) -> Tensor:
         self.seen = Scores(layer, scale, window, cap)

@@ -132,8 +132,9 @@ class Packing:
         grouped = set(itertools.chain(*groups))
         for group in [*groups, *((name,) for name in self.layers if name not in grouped)]:
             layers = [self.layers[name] for name in group]
-            packed = PackedSiblings(layers).parts if len(layers) > 1 else [PackedLinear(*layers)]
-            for name, layer, own in zip(group, layers, packed, strict=True):
+            forwards: Sequence[PackedLinear | PackedSibling]
+            forwards = PackedSiblings(layers).parts if len(layers) > 1 else [PackedLinear(*layers)]
+            for name, layer, own in zip(group, layers, forwards, strict=True):
                 self._packed[name] = vars(layer)["forward"] = own
                 if name in self._packed_only:
                     self._give_up(name)
