@@ -34,7 +34,7 @@ class ModelStep:
             names = [(name, name) for name in sorted(TEMPLATES) if name != "auto"]
             sheet.fields["template"] = gr.Dropdown(
                 [(mark("train.template_auto"), "auto"), *names], value="auto", label=mark("train.field.template"),
-                info=mark("train.info.template"), elem_id="field-template", scale=1,
+                info=mark("train.info.template"), elem_id="field-template", scale=2,
             )  # fmt: skip
         self.told = gr.HTML(elem_id="train-model-told")
         with gr.Row():
