@@ -2,6 +2,7 @@
 # make demo    a small model learns a task: before, training, after
 # make demo-rlhf   pre-training, conversations, reward model, PPO and export in one command, about 8 minutes
 # make test    the tests (a few minutes); make test-slow those that take long; make check ruff and types
+# make test-web   the board in a real browser; installs Debian's Chromium where it may
 # On a machine whose driver needs another torch build (README.md): make setup TORCH_INDEX=https://...
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
@@ -48,7 +49,7 @@ test-web: setup chromium
 chromium:
 	@command -v chromium chromium-browser google-chrome "$$CHROMIUM" >/dev/null || \
 		{ [ "$$(id -u)" = 0 ] && apt-get update -qq && \
-		apt-get install -y -qq --no-install-recommends chromium fonts-noto-cjk >/dev/null; } || \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-noto-cjk >/dev/null; } || \
 		echo "== chromium: not here and not installed; browser tests will skip"
 
 # webui/ is llmforge.webui (setup.py): mypy sees it where it is imported from.
