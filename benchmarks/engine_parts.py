@@ -26,6 +26,7 @@ from llmforge.data.templates.find import get_template
 from llmforge.data.tokenizer import load_tokenizer
 from llmforge.infer.local.adapter_updates import read_updates
 from llmforge.infer.local.core import LocalCore
+from llmforge.infer.local.lean_layers import take_lean_forms
 from llmforge.infer.local.lora_batch import AdapterBatch
 from llmforge.infer.local.packed import Packing, pack
 from llmforge.infer.protocol import Conversation, GenerateRequest, Sampling
@@ -116,7 +117,8 @@ def main() -> None:
     if given.dtype != "float32":
         count, share, divergence = agreement(model, load(given.model, dtype=torch.float32).eval(), tokenizer, texts)
         print(f"top-1 agreement with fp32 over {count} tokens: {share:.4f}, mean KL {divergence:.5f}")
-    packing = pack(model)  # as it is served
+    take_lean_forms(model)  # as it is served
+    packing = pack(model)
     batch = AdapterBatch(model)
     with tempfile.TemporaryDirectory() as folder:
         seconds = add_random_adapters(model, Path(folder), batch, packing)

@@ -15,6 +15,7 @@ from llmforge.data.templates.find import get_template
 from llmforge.data.tokenizer import load_tokenizer
 from llmforge.infer.local.adapter_updates import read_updates
 from llmforge.infer.local.core import LocalCore
+from llmforge.infer.local.lean_layers import take_lean_forms
 from llmforge.infer.local.lora_batch import AdapterBatch
 from llmforge.infer.local.packed import pack
 from llmforge.infer.protocol import GenerateRequest, Sampling, TokenIds
@@ -81,6 +82,7 @@ def core(folder, tokenizer, tmp_path_factory):
     """As it is served: packed, with four adapters beside the base."""
     model = load(folder)
     batch = AdapterBatch(model)
+    take_lean_forms(model)
     packing = pack(model)
     for number, name in enumerate(ADAPTERS):
         torch.manual_seed(number)

@@ -15,6 +15,8 @@ from llmforge.data.example import Message
 from llmforge.data.templates.find import get_template
 from llmforge.data.tokenizer import load_tokenizer
 from llmforge.infer.local.core import LocalCore
+from llmforge.infer.local.lean_layers import take_lean_forms
+from llmforge.infer.local.packed import pack
 from llmforge.infer.protocol import Conversation, GenerateRequest, Sampling
 from llmforge.model.sources import local_folder
 
@@ -56,6 +58,8 @@ def core():
     if folder is None:
         pytest.skip(f"{MODEL} is not on this machine; forge-cli models get fetches it")
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    take_lean_forms(model)
+    pack(model)
     tokenizer = load_tokenizer(folder)
     return LocalCore(model, tokenizer, get_template("auto", tokenizer), max_rows=64)
 

@@ -70,9 +70,9 @@ def test_a_paged_pass_gives_the_same_logits(family, settings, is_packed, monkeyp
     monkeypatch.setattr(packed, "is_faster", lambda plain_s, packed_s: True)
     made = model(family, **settings)
     before = paged_logits(made)
+    take_lean_forms(made)
     if is_packed:
         pack(made)
-    take_lean_forms(made)
     assert len(lean_layers(made)) == 2
     assert torch.allclose(paged_logits(made), before, atol=1e-5)
 
@@ -93,8 +93,17 @@ def test_layers_of_another_formula_keep_their_own_forward(family, settings):
     assert torch.allclose(paged_logits(made), before, atol=1e-5)
 
 
+def test_bf16_is_taken_by_the_formula_in_fp32():
+    made, other = model().bfloat16(), model("Granite", residual_multiplier=0.99).bfloat16()  # less than a rounding off
+    before = paged_logits(made).float()
+    take_lean_forms(made)
+    take_lean_forms(other)
+    assert (len(lean_layers(made)), len(lean_layers(other))) == (2, 0)
+    assert torch.allclose(paged_logits(made).float(), before, atol=0.02)
+
+
 def test_another_precision_keeps_its_own_forward():
-    assert take_lean_forms(model().bfloat16()) == []
+    assert take_lean_forms(model().double()) == []
 
 
 def test_outside_of_a_paged_pass_the_model_runs_as_ever():
@@ -114,8 +123,8 @@ def test_an_adapter_of_any_part_is_applied(path, monkeypatch):
     monkeypatch.setattr(packed, "is_faster", lambda plain_s, packed_s: True)
     plain = model("Qwen3", head_dim=8)
     lean = copy.deepcopy(plain)
-    pack(lean)
     take_lean_forms(lean)
+    assert pack(lean) is not None
     logits = []
     for made in (plain, lean):
         adapters = AdapterBatch(made)

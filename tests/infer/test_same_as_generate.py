@@ -10,6 +10,7 @@ from llmforge.data.templates.find import get_template
 from llmforge.data.tokenizer import load_tokenizer
 from llmforge.infer.local import packed
 from llmforge.infer.local.core import LocalCore
+from llmforge.infer.local.lean_layers import take_lean_forms
 from llmforge.infer.local.packed import pack
 from llmforge.infer.protocol import GenerateRequest, Sampling, TokenIds
 
@@ -47,10 +48,11 @@ def expected(tokenizer):
     return [model.generate(torch.tensor([ids]), generation_config=settings)[0, len(ids) :].tolist() for ids in PROMPTS]
 
 
-@pytest.fixture(scope="module", params=["plain", "packed"])
+@pytest.fixture(scope="module", params=["plain", "as served"])
 def core(request, tokenizer):
     model = random_model(len(tokenizer))
-    if request.param == "packed":
+    if request.param == "as served":
+        take_lean_forms(model)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(packed, "is_faster", lambda plain_s, packed_s: True)
             if pack(model) is None:

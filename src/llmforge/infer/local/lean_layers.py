@@ -1,12 +1,13 @@
 """Decoder layers of Llama's shape in fewer steps of Python and fewer passes over memory, in a paged pass on a CPU.
 
 With a few rows a step is over before Python has called the library's forty functions per layer: for 8 rows of a 135M
-Llama they took as long as half of the products. A layer is taken only when it gives what its own forward gives, to the
-rounding of fp32; whoever calls it outside of a paged pass gets its own forward. Only instances are touched.
+Llama they took as long as half of the products. A layer is taken only when, in fp32, it gives what its own forward
+gives, to the rounding; whoever calls it outside of a paged pass gets its own forward. Only instances are touched.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from llmforge.infer.local.paged import BLOCK_SIZE, KeyValues, PagedStep, Span, c
 
 log = logging.getLogger(__name__)
 TOLERANCE = 1e-4  # of the largest number; another formula, such as another activation, is off by 1e-2 and more
+DTYPES = (torch.float32, torch.bfloat16)
 TRIAL_TOKENS = 5
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 ALSO = {"q_norm", "k_norm"}  # of each head, where a family has them
@@ -31,14 +33,15 @@ class LeanNorm:
     """A norm's forward: x weight / sqrt(mean(x^2) + eps) over the last dimension (Zhang and Sennrich 2019, RMSNorm)."""
 
     def __init__(self, module: Any):
-        self.weight: Tensor = module.weight.detach()
+        self.weight: nn.Parameter = module.weight
         eps = getattr(module, "variance_epsilon", None)
-        self.eps = torch.tensor(module.eps if eps is None else eps, dtype=self.weight.dtype)
+        self.eps = torch.tensor(module.eps if eps is None else eps)
         self.share = 1 / self.weight.shape[-1]
 
     def __call__(self, x: Tensor) -> Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return (x * torch.addcmul(self.eps, length, length, value=self.share).rsqrt_()).mul_(self.weight)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scaled = x * torch.addcmul(self.eps, length, length, value=self.share).rsqrt_()
+        return scaled.to(x.dtype).mul_(self.weight)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LeanNorm:
         return self  # of a model that is copied to look at it: it computes with this one's weights
@@ -128,7 +131,7 @@ class _Watched(PagedStep):
 
 @torch.no_grad()
 def take_lean_forms(model: Any) -> list[nn.Module]:
-    """Give every norm and layer that allows it its lean forward, after packing and before adapters; which they are."""
+    """Give every norm and layer that allows it its lean forward, before packing and adapters; which they are."""
     base = base_of(model)
     if base is not model or base.device.type != "cpu":
         return []
@@ -154,14 +157,23 @@ def _is_norm(module: Any) -> bool:
         type(module).__name__.endswith("RMSNorm")
         and "forward" not in vars(module)
         and isinstance(getattr(module, "weight", None), nn.Parameter)
-        and module.weight.dtype == torch.float32
+        and module.weight.dtype in DTYPES
         and (hasattr(module, "variance_epsilon") or hasattr(module, "eps"))
     )
 
 
 def _norm_agrees(norm: Any) -> bool:
     x = torch.randn(TRIAL_TOKENS, norm.weight.shape[0], generator=torch.Generator().manual_seed(0))
-    return _alike(norm(x), LeanNorm(norm)(x))
+    exact = _exact(norm)
+    return _alike(exact(x), LeanNorm(exact)(x))
+
+
+def _exact(module: Any) -> Any:
+    """The module in fp32, over the same configuration; itself when it is."""
+    if all(parameter.dtype == torch.float32 for parameter in module.parameters()):
+        return module
+    configs = {id(part.config): part.config for part in module.modules() if hasattr(part, "config")}
+    return copy.deepcopy(module, configs).float()
 
 
 def _alike(own: Tensor, lean: Tensor) -> bool:
@@ -178,7 +190,7 @@ def _has_the_shape(layer: Any) -> bool:
         _names(attention) in (ATTENTION, ATTENTION | ALSO)
         and _names(mlp) == GATED_MLP
         and all(type(getattr(part, name)) is nn.Linear for part, name in linears)
-        and all(parameter.dtype == torch.float32 for parameter in layer.parameters())
+        and {parameter.dtype for parameter in layer.parameters()} in ({dtype} for dtype in DTYPES)
         and isinstance(getattr(attention, "head_dim", None), int)
     )
 
@@ -195,15 +207,16 @@ def _lean(base: Any, layer: Any, turning: Turning) -> LeanLayer | None:
     angles = torch.rand(1, TRIAL_TOKENS, layer.self_attn.head_dim // 2, generator=draw).mul_(3).repeat(1, 1, 2)
     given = {"position_embeddings": (angles.cos(), angles.sin()), "position_ids": torch.arange(TRIAL_TOKENS)[None]}
     try:
-        own, scores = _own(base, layer, hidden, given)
+        exact = _exact(layer)
+        own, scores = _own(base, exact, hidden, given)
         if not isinstance(own, Tensor) or scores is None:
             return None
-        lean = LeanLayer(layer, scores, turning)
-        got = lean.forward(hidden, _trial_step(), given["position_embeddings"])  # type: ignore[arg-type]
+        got = LeanLayer(exact, scores, turning).forward(hidden, _trial_step(), given["position_embeddings"])  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:  # other arguments, other shapes
         log.debug("%s keeps its own form: %s", type(layer).__name__, error)
         return None
-    return lean if _alike(own, got) else None
+    # What the layer adds is compared, which may be small beside what it is added to.
+    return LeanLayer(layer, scores, turning) if _alike(own - hidden, got - hidden) else None
 
 
 def _own(base: Any, layer: Any, hidden: Tensor, given: dict[str, Any]) -> tuple[Any, Scores | None]:

@@ -168,16 +168,16 @@ class ServedModels:
 
     def pack(self) -> None:
         """Compute with packed weights and lean layers from now on, where they fit; adapters come after it."""
-        self._packing = pack(self.core.model)
         self._lean = take_lean_forms(self.core.model)
+        self._packing = pack(self.core.model)
 
     def unpack(self) -> None:
         """The model as it was loaded."""
-        put_back(self._lean)
-        self._lean = []
         if self._packing is not None:
             self._packing.undo()
             self._packing = None
+        put_back(self._lean)
+        self._lean = []
 
     def detach(self, name: str) -> str:
         """Serve an adapter no longer; returns its name inside the core.
