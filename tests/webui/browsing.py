@@ -26,7 +26,8 @@ QUIET = (
 )  # fmt: skip
 HERE = ("127.0.0.1", "localhost", "::1", "")
 # Of a board that was stopped, and of a page that was left.
-OF_A_STOPPED_BOARD = ("net::ERR_", "Failed to fetch", "network error", "Connection errored out", "signal is aborted")
+OF_A_STOPPED_BOARD = ("net::ERR_", "Failed to fetch", "network error", "Connection errored out", "was aborted",
+                      "signal is aborted")  # fmt: skip
 LANGUAGES = {"en": "en-US", "zh": "zh-CN"}
 SHOTS = os.environ.get("FORGE_WEB_SHOTS")  # where `shoot` puts pictures; none are made without it
 
