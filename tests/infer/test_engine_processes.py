@@ -193,3 +193,14 @@ def test_the_engines_own_process_needs_no_torch():
         "import sys, llmforge.infer.local.process_fleet, llmforge.infer.local.engine; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_what_a_worker_tells_needs_no_torch():
+    # else the first answer of all waits until torch is there
+    script = (
+        "import pickle, sys; from llmforge.infer.local.messages import Came; import llmforge.infer.local.core as core;"
+        "sys.stdout.buffer.write(pickle.dumps(Came([], core.CoreStats(0, 0))))"
+    )
+    told = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True).stdout
+    script = "import pickle, sys; pickle.load(sys.stdin.buffer); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], input=told, check=False).returncode == 0

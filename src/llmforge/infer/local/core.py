@@ -18,6 +18,7 @@ from llmforge.infer.local.grammar import Grammars, Matcher, masks_of
 from llmforge.infer.local.grammar import kinds as grammar_kinds
 from llmforge.infer.local.intake import Intake, Limits
 from llmforge.infer.local.live import PeftAdapters, base_of, context_length, evaluating, model_stop_ids
+from llmforge.infer.local.messages import CoreStats
 from llmforge.infer.local.padded import PaddedRunner
 from llmforge.infer.local.reply import GrowingReply, Job, Reply
 from llmforge.infer.local.row import Row
@@ -37,24 +38,6 @@ log = logging.getLogger(__name__)
 CACHE_TOKENS = 16384
 CACHE_BYTES = 4 * 10**9
 CONTEXT = 8  # last prompt tokens that decide how a continued text begins: a leading space, bytes of one character
-
-
-@dataclass(frozen=True)
-class CoreStats:
-    """What a core is doing, and has done since it began; blocks and looked-up tokens are 0 for padded batches."""
-
-    running: int
-    waiting: int
-    blocks: int = 0
-    blocks_used: int = 0  # held by rows
-    blocks_cached: int = 0  # held by nobody, kept for their text
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    looked_up_tokens: int = 0  # of prompts that were admitted
-    found_tokens: int = 0  # of these, whose keys and values were there already
-    computed_tokens: int = 0  # that a forward pass over blocks has read
-    preempted: int = 0
-    steps: int = 0
 
 
 @dataclass

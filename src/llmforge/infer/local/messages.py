@@ -45,11 +45,29 @@ class Quit:
 
 
 @dataclass(frozen=True)
+class CoreStats:
+    """What a core is doing, and has done since it began; blocks and looked-up tokens are 0 for padded batches."""
+
+    running: int
+    waiting: int
+    blocks: int = 0
+    blocks_used: int = 0  # held by rows
+    blocks_cached: int = 0  # held by nobody, kept for their text
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    looked_up_tokens: int = 0  # of prompts that were admitted
+    found_tokens: int = 0  # of these, whose keys and values were there already
+    computed_tokens: int = 0  # that a forward pass over blocks has read
+    preempted: int = 0
+    steps: int = 0
+
+
+@dataclass(frozen=True)
 class Came:
     """Pieces of one step, and how the worker is."""
 
     pieces: list[tuple[int, Piece]]
-    stats: Any  # CoreStats
+    stats: CoreStats
 
 
 @dataclass(frozen=True)

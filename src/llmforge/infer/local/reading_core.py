@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from llmforge.infer.local.core import CoreStats
 from llmforge.infer.local.encoder_files import load_encoder_text
 from llmforge.infer.local.intake import Limits
+from llmforge.infer.local.messages import CoreStats
 from llmforge.infer.protocol import Capabilities, Piece, UnknownModel
 
 if TYPE_CHECKING:
