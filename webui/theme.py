@@ -45,6 +45,8 @@ def theme() -> gr.themes.Base:
         input_border_width="1px",
         input_border_color="#8794a5",
         input_border_color_dark="#5d6b7e",
+        checkbox_border_color="#8794a5",
+        checkbox_border_color_dark="#7d8b9e",
         input_placeholder_color="#5d6b7e",
         input_placeholder_color_dark="#93a1b3",
         button_primary_background_fill="#1d5fc4",

@@ -25,7 +25,16 @@ SERIES = ("loss", "eval_loss", "lr", "grad_norm", "tokens_per_second")
 MOST_POINTS = 2000  # on one chart, all runs together
 FEWEST_POINTS = 60  # of one run, however many there are
 MOST_LINES = 24
-OF_CHART = ("opened", "ticked", "search", "series", "smoothing", "log_search", "log_level")
+# What a button was answered is soon old news; what went wrong stays.
+NOTICE = """
+let timer = 0;
+watch('value', () => {
+  clearTimeout(timer);
+  timer = setTimeout(() => {
+    for (const told of element.querySelectorAll('[role=status]')) told.hidden = true;
+  }, 15000);
+});
+"""
 
 
 def build(board: Board) -> None:
@@ -49,7 +58,7 @@ def build(board: Board) -> None:
             chart = gr.HTML(elem_id="runs-curves", padding=True)
         head = gr.HTML(elem_id="run-head")
         actions = gr.HTML(js_on_load=run_detail.SCRIPT, elem_id="run-actions")
-    notice = gr.HTML(elem_id="run-notice")
+    notice = gr.HTML(js_on_load=NOTICE, elem_id="run-notice")
     with gr.Row(visible=False, elem_id="run-delete") as delete_row:
         typed = gr.Textbox(label=mark("runs.type_name"), max_lines=1, scale=3)
         delete = gr.Button(mark("runs.delete_really"), variant="stop", scale=1)
