@@ -125,7 +125,9 @@ class _Page:
     def _wire(self) -> None:
         on_load(self._opened, [self.what, self.drawn["decoder"]])
         standing = [self.status, *self.chosen, self.reward]
-        on_tick(gr.Timer(2), self._standing, [self.others, self.number, *self.chosen, self.reward], standing)
+        seen = [self.others, self.number, *self.chosen, self.reward]
+        on_load(self._standing, standing, seen)
+        on_tick(gr.Timer(2), self._standing, seen, standing)
         self.what.change(self._weighed, self.what, self.weight, **QUIET)
         started = [self.trouble, self.status, self.number, *self.recipe.outputs]
         self.start.click(self._started, [self.what, self.number, self.idle], started, **QUIET)
