@@ -194,7 +194,7 @@ def _labels(words: Words, labels: Mapping[str, int]) -> Safe:
         tag(
             "tr",
             tag("td", name, class_="data"),
-            tag("td", tag("meter", str(n), value=n, max=most, aria_label=name)),
+            tag("td", tag("meter", str(n), value=n, max=most, aria_label=name), class_="data"),
             tag("td", f"{n:,}"),
         )
         for name, n in list(labels.items())[:30]
