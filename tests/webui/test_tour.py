@@ -9,6 +9,7 @@ import io
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,9 @@ COLOURS = 256  # a picture of few is small
 WIDE, TALLEST = 1180, 1000
 LONG = PATIENCE_S * 1000
 SHIPPED = Path(__file__).parents[2] / "data"
-# What is data in this project: names of models, runs, data sets and labels.
+# What is data in this project: names of models, runs, data sets, labels and recipe keys.
 NAMES = ("echo", "org tuned", "runs reports rank too fast two epochs untuned", "support", "small chat", "models",
-         "work report classify en zh train test", "exact match")  # fmt: skip
+         "work report classify en zh train test", "exact match", "dataset auto")  # fmt: skip
 ASKED = {
     "en": "Sort this report, answer with JSON: a smell of gas in the cellar of 12 Linden Square.",
     "zh": "判断这份报告属于哪一类，用 JSON 回答：草场巷 47 号地下室有燃气味。",
@@ -61,18 +62,22 @@ def answers() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module", params=["en", "zh"])
-def toured(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, answers: str
-) -> Iterator[tuple[str, Board]]:
-    """(language, the board over the project of the tour)."""
+def toured(request: pytest.FixtureRequest, tiny_model_dir: Path, answers: str) -> Iterator[tuple[str, Board]]:
+    """(language, the board over the project of the tour, in a folder whose name can be shown)."""
     language = request.param
-    folder = fill_tour(tmp_path_factory.mktemp("tour"), language, tiny_model_dir, SHIPPED, answers)
+    with tempfile.TemporaryDirectory(prefix="my-project-", ignore_cleanup_errors=True) as place:
+        folder = fill_tour(Path(place), language, tiny_model_dir, SHIPPED, answers)
+        board = _at_work(folder)
+        yield language, board
+        board.stop()
+
+
+def _at_work(folder: Path) -> Board:
+    """A board over the project, some of whose rows are made and reviewed."""
     made = [sys.executable, "-m", "llmforge.cli", "data", "generate", "recipes/support.yaml", "--preview", "16"]
     subprocess.run(made, cwd=folder, check=True, capture_output=True)
     _review(folder / "recipes/support.yaml", folder / "work/support")
-    board = start_board(folder)
-    yield language, board
-    board.stop()
+    return start_board(folder)
 
 
 def _review(path: Path, work: Path) -> None:

@@ -97,7 +97,9 @@ class _Page:
         self.status = gr.HTML(js_on_load=PICK, elem_id="chat-status")
         self.trouble = gr.HTML(elem_id="chat-trouble")
         with gr.Row():
-            self.number = gr.Radio([1, 2, 3], value=1, label=mark("chat.columns"), elem_id="chat-columns", scale=1)
+            self.number = gr.Radio(
+                [1, 2, 3], value=1, label=mark("chat.columns"), elem_id="chat-columns", scale=1, min_width=240
+            )
             self.chosen = [
                 gr.Dropdown([], label=mark(f"chat.model_{i}"), visible=i == 0, elem_id=f"chat-model-{i}", scale=2)
                 for i in range(MOST_COLUMNS)
