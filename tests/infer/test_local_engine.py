@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from llmforge.infer.protocol import (
     EngineUnavailable,
     GenerateRequest,
     ModelCard,
+    Piece,
     RequestError,
     Sampling,
     TokenIds,
@@ -74,6 +76,22 @@ def test_eight_parallel_requests_each_get_their_own_reply(core):
     replies = asyncio.run(scenario())
     expected = [reply.token_ids for (reply,) in core.generate_all([asking(5, 6, 7 + i) for i in range(8)])]
     assert [ids_of(pieces) for pieces in replies] == expected
+
+
+def test_replies_that_nobody_reads_as_they_grow_come_in_two_pieces_and_are_the_same(core):
+    async def scenario():
+        async with started(core) as engine:
+            request = asking(5, 6, 7, n=2, temperature=1.0, seed=3, logprobs=2, max_new_tokens=12)
+            return [await collect(engine, replace(request, streams=streams)) for streams in (True, False)]
+
+    grown, whole = asyncio.run(scenario())
+    for index in range(2):
+        parts, two = ([piece for piece in pieces if piece.index == index] for pieces in (grown, whole))
+        assert len(parts) > len(two) == 2
+        assert two[0] == parts[0]
+        assert Piece.joined(two) == replace(Piece.joined(parts), usage=two[-1].usage)
+        assert len(Piece.joined(two).logprobs) == 12
+    assert sum(piece.usage is not None for piece in whole) == 1
 
 
 def test_a_request_that_fails_ends_alone_and_the_engine_lives(core):

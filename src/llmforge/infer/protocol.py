@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from llmforge.data.example import Message
@@ -71,6 +71,7 @@ class GenerateRequest:
     deadline_s: float | None = None  # seconds from arrival, waiting included
     priority: int = 0
     request_id: str = ""
+    streams: bool = True  # pieces are wanted as they come; without, an engine may join those after the first
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,18 @@ class Piece:
     message: Message | None = (
         None  # with the last piece, where the conversation has tools: the reply with its calls read
     )
+
+    @classmethod
+    def joined(cls, pieces: Sequence[Piece]) -> Piece:
+        """One piece for several of one reply, in their order."""
+        last = pieces[-1]
+        logprobs = tuple(logprob for piece in pieces for logprob in piece.logprobs or ())
+        return replace(
+            last,
+            token_ids=tuple(id for piece in pieces for id in piece.token_ids),
+            text="".join(piece.text for piece in pieces),
+            logprobs=None if last.logprobs is None else logprobs,
+        )
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,8 @@ async def completions(request: Request, serving: ServingNow) -> Response:
     prompts = body.prompts()
     ids = [await prompt_ids(serving, card.id, prompt) for prompt in prompts]
     echoes = [await echo_of(serving, card.id, prompt) if body.echo else "" for prompt in prompts]
-    streams = [serving.generate(request, GenerateRequest(card.id, TokenIds(tuple(some)), sampling)) for some in ids]
+    asked = [GenerateRequest(card.id, TokenIds(tuple(some)), sampling, streams=bool(body.stream)) for some in ids]
+    streams = [serving.generate(request, one) for one in asked]
     include_usage = bool(body.stream_options and body.stream_options.include_usage)
     answer = TextAnswer(body.model, sampling.n, echoes, include_usage=include_usage)
     pieces = merged(streams, can.max_running or DEFAULT_MAX_RUNNING)

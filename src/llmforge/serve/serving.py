@@ -119,7 +119,7 @@ class Serving:
                 async with aclosing(self.engine.generate(asked)) as pieces:
                     async for piece in pieces:
                         gap = record.see(piece)
-                        if gap is not None:
+                        if gap is not None and asked.streams:
                             self.metrics.between.observe(gap)
                         yield piece
             except Exception as error:

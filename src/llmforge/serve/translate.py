@@ -53,7 +53,8 @@ def to_engine(
     if strict_400 and messages[-1].role not in ("user", "tool"):
         raise ApiError(400, "messages: the last one must be of role 'user'", param="messages", code="invalid_messages")
     tools = () if body.tool_choice == "none" else tuple(body.tools or ())
-    return GenerateRequest(model, Conversation(messages, tools), sampling, constraint_of(body, can))
+    constraint = constraint_of(body, can)
+    return GenerateRequest(model, Conversation(messages, tools), sampling, constraint, streams=bool(body.stream))
 
 
 def to_messages(wire: Sequence[ChatMessage], where: str) -> tuple[Message, ...]:
