@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import random
 import socket
@@ -82,16 +83,22 @@ LARGE = {
 }
 
 
+def resident():
+    """Bytes of this process, without what only the garbage collector lets go of, such as the client's own exceptions."""
+    gc.collect()
+    return psutil.Process().memory_info().rss
+
+
 @pytest.mark.parametrize("name", LARGE)
 def test_a_large_body_is_refused_and_leaves_no_memory_behind(echo, name):
     body, status = LARGE[name]
     httpx.post(f"{echo.url}/v1/chat/completions", content=body, headers=JSON)
-    before = psutil.Process().memory_info().rss
+    before = resident()
     for _ in range(3):
         response = httpx.post(f"{echo.url}/v1/chat/completions", content=body, headers=JSON, timeout=60)
         assert response.status_code == status
         assert set(response.json()["error"]) == {"message", "type", "param", "code"}
-    assert psutil.Process().memory_info().rss - before < 64 * MIB
+    assert resident() - before < 64 * MIB
 
 
 def test_a_body_without_an_end_is_refused_at_the_cap(echo):
@@ -171,7 +178,10 @@ def test_a_second_head_on_the_same_connection_has_its_time_too(monkeypatch):
     monkeypatch.setattr(connections, "HEAD_TIMEOUT_S", 0.5)
     with served(EchoEngine()) as server, connect(server) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert b"200 OK" in connection.recv(65536)
+        answer = b""
+        while not answer.endswith(b"}"):  # the head may come alone
+            answer += connection.recv(65536)
+        assert b"200 OK" in answer
         connection.sendall(b"GET /hea")
         assert rest_of(connection) == b""
 
