@@ -84,7 +84,7 @@ LARGE = {
 
 
 def resident():
-    """Bytes of this process, without what only the garbage collector lets go of, such as the client's own exceptions."""
+    """Bytes of this process, without what only the garbage collector lets go of, such as the client's exceptions."""
     gc.collect()
     return psutil.Process().memory_info().rss
 
