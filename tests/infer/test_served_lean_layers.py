@@ -82,6 +82,7 @@ def test_a_paged_pass_gives_the_same_logits(family, settings, is_packed, monkeyp
     [
         ("Granite", {"residual_multiplier": 0.5}),  # Llama's parts, another formula
         ("Glm", {"head_dim": 8}),  # rotary positions by pairs
+        ("Ministral3", {"head_dim": 8}),  # queries far from the start are scaled
         ("Gemma2", {"head_dim": 8}),  # norms by 1 + weight, four in a layer
     ],
 )

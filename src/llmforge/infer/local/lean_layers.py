@@ -22,7 +22,8 @@ from llmforge.infer.local.paged import BLOCK_SIZE, KeyValues, PagedStep, Span, c
 log = logging.getLogger(__name__)
 TOLERANCE = 1e-4  # of the largest number; another formula, such as another activation, is off by 1e-2 and more
 DTYPES = (torch.float32, torch.bfloat16)
-TRIAL_TOKENS = 5
+POSITIONS = (0, 7, 9_000, 300_000, 2_000_000)  # of the trial's tokens: some families scale what comes late
+TRIAL_TOKENS = len(POSITIONS)
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 ALSO = {"q_norm", "k_norm"}  # of each head, where a family has them
 GATED_MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
@@ -205,7 +206,7 @@ def _lean(base: Any, layer: Any, turning: Turning) -> LeanLayer | None:
     draw = torch.Generator().manual_seed(0)
     hidden = torch.randn(1, TRIAL_TOKENS, width, generator=draw)
     angles = torch.rand(1, TRIAL_TOKENS, layer.self_attn.head_dim // 2, generator=draw).mul_(3).repeat(1, 1, 2)
-    given = {"position_embeddings": (angles.cos(), angles.sin()), "position_ids": torch.arange(TRIAL_TOKENS)[None]}
+    given = {"position_embeddings": (angles.cos(), angles.sin()), "position_ids": torch.tensor([POSITIONS])}
     try:
         exact = _exact(layer)
         own, scores = _own(base, exact, hidden, given)
