@@ -61,15 +61,13 @@ class CoreLoop:
                 yield number, piece
                 continue
             key = (number, piece.index)
-            held = self._held.pop(key, None)
             if piece.finish_reason is not None:
-                yield number, Piece.joined([*(held or ()), piece])
-            elif held is None:  # so that its time is known
+                yield number, Piece.joined([*self._held.pop(key, ()), piece])
+            elif key in self._held:
+                self._held[key].append(piece)
+            else:  # the first comes at once, so that its time is known
                 self._held[key] = []
                 yield number, piece
-            else:
-                held.append(piece)
-                self._held[key] = held
 
     def _leave(self) -> None:
         """Give the core back empty: what still runs is cancelled, and nobody hears its last pieces."""

@@ -39,9 +39,9 @@ class PackedLinear:
     """A layer's forward over its packed weight, or over those of several layers: (..., in) -> (..., out of all)."""
 
     def __init__(self, *layers: nn.Linear):
-        weights, biases = [layer.weight.detach() for layer in layers], [layer.bias for layer in layers]
-        self.weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(_joined(weights), None)
-        self.bias = None if biases[0] is None else _joined(biases)
+        weight = _joined([layer.weight for layer in layers])
+        self.weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+        self.bias = None if layers[0].bias is None else _joined([layer.bias for layer in layers])
         self.product = torch.ops.mkldnn._linear_pointwise.default
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class PackedSibling:
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([x.detach() for x in tensors]) if len(tensors) > 1 else tensors[0]
+    return torch.cat([x.detach() for x in tensors]) if len(tensors) > 1 else tensors[0].detach()
 
 
 def filled_up(count: int) -> int:
