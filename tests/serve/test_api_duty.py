@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import random
 import socket
@@ -14,9 +13,9 @@ from functools import partial
 
 import httpx
 import openai
-import psutil
 import pytest
 from echo_engine import EchoEngine
+from live_process import HEADERS, Process
 from live_server import Server
 from test_api_wire import ODD_BODIES
 
@@ -71,10 +70,10 @@ def test_odd_bodies_break_no_connection(echo):
 
 # --- A2: large bodies ---
 
-DEEP = b'{"model": "echo", "messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
-MANY = b'{"model": "echo", "messages": [' + b'{"role":"user","content":"x"},' * 120_000 + b"{}]}"
+DEEP = b'{"model": "tuned", "messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+MANY = b'{"model": "tuned", "messages": [' + b'{"role":"user","content":"x"},' * 120_000 + b"{}]}"
 LARGE = {
-    "1 MB of text": (b'{"model": "echo", "messages": [{"role": "user", "content": "' + b"x" * 10**6 + b'"}]}', 400),
+    "1 MB of text": (b'{"model": "tuned", "messages": [{"role": "user", "content": "' + b"x" * 10**6 + b'"}]}', 400),
     "5 MB": (b"x" * 5 * 10**6, 413),
     "50 MB": (b"x" * 50 * 10**6, 413),
     "a depth of 100,000": (DEEP, 422),
@@ -83,22 +82,30 @@ LARGE = {
 }
 
 
-def resident():
-    """Bytes of this process, without what only the garbage collector lets go of, such as the client's exceptions."""
-    gc.collect()
-    return psutil.Process().memory_info().rss
+@pytest.fixture(scope="module")
+def alone(run_dir, tmp_path_factory):
+    """The server in a process of its own, whose memory is not the client's."""
+    live = Process(run_dir, tmp_path_factory.mktemp("alone"))
+    try:
+        yield live
+    finally:
+        assert live.stop() == 0
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_a_large_body_is_refused_and_leaves_no_memory_behind(echo, name):
+def test_a_large_body_is_refused_and_leaves_no_memory_behind(alone, name):
     body, status = LARGE[name]
-    httpx.post(f"{echo.url}/v1/chat/completions", content=body, headers=JSON)
-    before = resident()
-    for _ in range(3):
-        response = httpx.post(f"{echo.url}/v1/chat/completions", content=body, headers=JSON, timeout=60)
+
+    def refused():
+        response = httpx.post(f"{alone.url}/v1/chat/completions", content=body, headers=HEADERS, timeout=60)
         assert response.status_code == status
         assert set(response.json()["error"]) == {"message", "type", "param", "code"}
-    assert resident() - before < 64 * MIB
+
+    refused()
+    before = alone.rss()
+    for _ in range(3):
+        refused()
+    assert alone.rss() - before < 64 * MIB
 
 
 def test_a_body_without_an_end_is_refused_at_the_cap(echo):
