@@ -178,7 +178,8 @@ def test_an_idle_engine_without_queue_serves_one(core):
 def test_a_deadline_in_the_queue_is_unavailable_and_one_while_running_is_timeout(core):
     async def scenario():
         async with started(core) as engine:
-            running = asyncio.create_task(collect(engine, asking(5, n=4, max_new_tokens=450, deadline_s=0.4)))
+            slow = asking(5, n=4, max_new_tokens=450, deadline_s=0.4, logprobs=0)  # which nothing is drafted for
+            running = asyncio.create_task(collect(engine, slow))
             await asyncio.sleep(0.1)
             with pytest.raises(EngineUnavailable, match="no room"):
                 await collect(engine, asking(6, deadline_s=0.05))

@@ -87,7 +87,7 @@ def ids_of(replies):
 def test_pieces_of_prompts_shared_starts_and_preempted_replies_give_the_same_text(name, tokenizer):
     model = random_model(name, len(tokenizer))
     expected = [theirs(model, ids) for ids in PROMPTS]
-    core = core_over(model, tokenizer, token_budget=12 * BLOCK_SIZE, chunk=16)
+    core = core_over(model, tokenizer, token_budget=10 * BLOCK_SIZE, chunk=16)
     assert isinstance(core._ready(), PagedRunner)
     requests = [ask(ids) for ids in PROMPTS]
     assert ids_of(core.generate_all(requests)) == expected

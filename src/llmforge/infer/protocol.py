@@ -171,6 +171,8 @@ class EngineStats:
     looked_up_tokens: int = 0  # of prompts that began to run, since start
     found_tokens: int = 0  # of these, in the cache already
     preempted: int = 0  # replies whose blocks were taken for others and that were computed again
+    drafted_tokens: int = 0  # read on trial behind greedy replies
+    kept_tokens: int = 0  # of these, that became the reply's
     steps: int = 0  # forward passes
 
 

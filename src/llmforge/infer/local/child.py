@@ -150,6 +150,7 @@ class Nursery:
             with contextlib.suppress(OSError):  # the engine has gone; the next receive says so
                 connection.send(message)
 
+        take_cache(self.served)
         CoreLoop(self.served, receive, send).run()
 
     def end(self) -> None:
@@ -178,6 +179,14 @@ def set_cache(served: ServedModels, num_bytes: int | None, num_workers: int) -> 
 
     if isinstance(served.core, LocalCore):
         served.core.set_cache(num_bytes, num_workers)
+
+
+def take_cache(served: ServedModels) -> None:
+    """Take the cache's memory, as a worker that is about to serve."""
+    from llmforge.infer.local.core import LocalCore
+
+    if isinstance(served.core, LocalCore):
+        served.core.take_cache()
 
 
 def main(handle: int) -> int:

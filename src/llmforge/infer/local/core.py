@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llmforge.errors import RecipeError
 from llmforge.infer.local.draw import Choice
-from llmforge.infer.local.grammar import Grammars, Matcher, masks_of
+from llmforge.infer.local.grammar import Grammars, Masks, Matcher, masks_of
 from llmforge.infer.local.grammar import kinds as grammar_kinds
 from llmforge.infer.local.intake import Intake, Limits
 from llmforge.infer.local.live import PeftAdapters, base_of, context_length, evaluating, model_stop_ids
@@ -26,6 +26,7 @@ from llmforge.infer.local.runner import Adapters, PagedRunner, measure
 from llmforge.infer.local.sampler import Sampler
 from llmforge.infer.local.searches import Searches
 from llmforge.infer.local.text import ReplyText, StopStrings, TextStream
+from llmforge.infer.local.verify import Verdicts
 from llmforge.infer.protocol import Capabilities, Conversation, GenerateRequest, Piece, Sampling, Usage
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ class LocalCore:
             return pieces
         self._steps += 1
         if due:
-            pieces += self._grow(due, logits if masks is None else masks.apply(logits))
+            pieces += self._grow(due, logits, masks)
         return pieces
 
     def stats(self) -> CoreStats:
@@ -209,7 +210,9 @@ class LocalCore:
             pool.num_cached,
             looked_up_tokens=schedule.num_looked_up,
             found_tokens=schedule.num_found,
-            computed_tokens=schedule.num_computed,
+            computed_tokens=schedule.num_computed + schedule.drafting.num_kept,
+            drafted_tokens=schedule.drafting.num_drafted,
+            kept_tokens=schedule.drafting.num_kept,
             preempted=schedule.num_preempted,
             **counts,
         )
@@ -258,37 +261,47 @@ class LocalCore:
             num_tokens = num_bytes // runner.bytes_per_token
         runner.resize(min(num_tokens, runner.free) // num_workers)
 
+    def take_cache(self) -> None:
+        """Take the cache's memory now; else the step that first writes to a page waits for it, up to 3 ms for 2 MiB."""
+        runner = self._ready()
+        if isinstance(runner, PagedRunner):
+            runner.cache.fill()
+
     def _ready(self) -> PagedRunner | PaddedRunner:
         """The runner; made at first use, since looking at the model takes two small forward passes."""
         if self._runner is None:
             adapters = self.adapters or PeftAdapters(self.model)
             with evaluating(self.model), torch.no_grad():
-                bytes_per_token, reason = measure(self.model)
+                trial, reason = measure(self.model)
             sizes = {"max_rows": self.max_rows, "token_budget": self.token_budget}
             if reason is None:
-                self._runner = PagedRunner(self.model, adapters, bytes_per_token, **sizes)
+                self._runner = PagedRunner(self.model, adapters, trial, **sizes)
             else:
                 log.info("replies are generated in padded batches: %s", reason)
                 self._runner = PaddedRunner(self.model, adapters, self.tokenizer.pad_id or 0, **sizes)
         return self._runner
 
-    def _grow(self, due: Sequence[Row], logits: Tensor) -> list[tuple[Job, Piece]]:
-        """Choose and take the next token of each row; logits (rows, vocabulary)."""
-        rows, logits = self._arranged(due, logits)
+    def _grow(self, due: Sequence[Row], logits: Tensor, masks: Masks | None) -> list[tuple[Job, Piece]]:
+        """Choose and take the next tokens of each row; logits (places, vocabulary) as the runner gives them."""
+        verdicts = Verdicts(due, logits)
+        rows, logits = self._arranged(due, verdicts.own if masks is None else masks.apply(verdicts.own))
         choices = self._sampler.choose(logits, [len(row.reply.token_ids) for row in rows])
         pieces = []
-        for place, (row, choice) in enumerate(zip(rows, choices, strict=True)):
-            reply, known = row.reply, len(row.reply.token_ids)
-            came = [reply.take(choice)]
-            if forced := reply.forced():
-                came += [reply.take(Choice(id)) for id in forced]
-                self._drawn[place] = None  # the sampler has not seen these
-            if choice is None:
+        for place, (row, first) in enumerate(zip(rows, choices, strict=True)):
+            reply, known, choice = row.reply, len(row.reply.token_ids), first
+            came: list[Piece | None] = []
+            while not reply.ended and (choice is not None or not came):
+                came.append(reply.take(choice))
+                if forced := reply.forced():
+                    came += [reply.take(Choice(id)) for id in forced]
+                    self._drawn[place] = None  # the sampler has not seen these
+                choice = None if reply.ended else verdicts.behind(row, reply.token_ids[known:])
+            if first is None:
                 self._ready().discard(row)
-            elif reply.ended:
-                self._ready().remove(row)
             else:
                 row.append(reply.token_ids[known:])
+                if reply.ended:
+                    self._ready().remove(row)
             pieces += [self._counted(row, piece) for piece in came if piece is not None]
         return pieces
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from llmforge.infer.protocol import Sampling
 
 MASK_64 = (1 << 64) - 1
+GREEDY_BELOW = 1e-5  # temperatures under this divide logits beyond fp32's range; the draw is the likeliest token anyway
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,11 @@ class Choice:
     token_id: int
     logprob: float = 0.0
     top: tuple[tuple[int, float], ...] = ()
+
+
+def is_greedy(sampling: Sampling) -> bool:
+    """Whether the likeliest token is always taken."""
+    return sampling.temperature < GREEDY_BELOW
 
 
 def uniform(seed: int, index: int, step: int) -> float:

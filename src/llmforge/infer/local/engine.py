@@ -42,6 +42,17 @@ from llmforge.infer.protocol import (
 
 log = logging.getLogger(__name__)
 DRAIN_POLL_S = 0.02
+SUMMED = (  # of the workers' counts
+    "blocks",
+    "blocks_used",
+    "blocks_cached",
+    "looked_up_tokens",
+    "found_tokens",
+    "preempted",
+    "drafted_tokens",
+    "kept_tokens",
+    "steps",
+)
 
 
 class LocalEngine:
@@ -243,11 +254,7 @@ class LocalEngine:
             self._state == "ready",
             workers=sum(post.is_alive for post in self._posts),
             workers_died=self._died,
-            **{
-                name: sum(getattr(core, name) for core in cores)
-                for name in ("blocks", "blocks_used", "blocks_cached", "looked_up_tokens", "found_tokens", "preempted")
-            },
-            steps=sum(core.steps for core in cores),
+            **{name: sum(getattr(core, name) for core in cores) for name in SUMMED},
         )
 
     async def call(self, method: str, *args: Any) -> Any:

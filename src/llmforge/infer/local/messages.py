@@ -57,7 +57,9 @@ class CoreStats:
     completion_tokens: int = 0
     looked_up_tokens: int = 0  # of prompts that were admitted
     found_tokens: int = 0  # of these, whose keys and values were there already
-    computed_tokens: int = 0  # that a forward pass over blocks has read
+    computed_tokens: int = 0  # that a forward pass over blocks has read, wrong drafts left out
+    drafted_tokens: int = 0
+    kept_tokens: int = 0  # of these, that became the reply's
     preempted: int = 0
     steps: int = 0
 

@@ -105,9 +105,17 @@ def _joined(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def filled_up(count: int) -> int:
-    """The rows that oneDNN computes for so many, at most MOST_ROWS."""
-    step = next(step for limit, step in ROW_STEPS if count <= limit)
-    return max(1, -(-count // step)) * step
+    """The rows that oneDNN computes for so many."""
+    whole, rest = divmod(count, MOST_ROWS)
+    if whole and not rest:
+        return count
+    step = next(step for limit, step in ROW_STEPS if rest <= limit)
+    return whole * MOST_ROWS + max(1, -(-rest // step)) * step
+
+
+def is_packed(model: nn.Module) -> bool:
+    """Whether layers of a model compute so."""
+    return any(isinstance(vars(module).get("forward"), (PackedLinear, PackedSibling)) for module in model.modules())
 
 
 class Packing:

@@ -35,8 +35,8 @@ SHARE_FROM = 512  # keys that rows need not read again before their common start
 class KeyValues:
     """The pool's memory: per layer (blocks, block size, heads, width) for keys and for values.
 
-    Made layer by layer when the first token comes, since only the model knows the shapes. Zeroed, so that what a mask
-    hides is finite.
+    Made layer by layer when the first token comes, since only the model knows the shapes; of another size when they are
+    known. Zeroed, so that what a mask hides is finite.
     """
 
     def __init__(self, num_blocks: int):
@@ -50,6 +50,20 @@ class KeyValues:
             of_keys, of_values = (zeros((*places, x.shape[0], x.shape[2]), x) for x in (key, value))
             self.layers[layer] = (of_keys, of_values)
         return self.layers[layer]
+
+    def of_size(self, num_blocks: int) -> KeyValues:
+        """An empty cache for the same model; on a CPU it takes memory where something is written."""
+        other = KeyValues(num_blocks)
+        for layer, pair in self.layers.items():
+            keys, values = (zeros((other.num_blocks, *x.shape[1:]), x) for x in pair)
+            other.layers[layer] = (keys, values)
+        return other
+
+    def fill(self) -> None:
+        """Write to all memory of an empty cache, so that it is there."""
+        for pair in self.layers.values():
+            for pool in pair:
+                pool.zero_()
 
     @property
     def bytes_per_token(self) -> int:
@@ -103,7 +117,7 @@ class Group:
     shared: Tensor | slice | None  # (blocks,) that every row begins with, all before its new tokens
     num_shared: int  # of them
     positions: Tensor  # (rows, width) of the queries
-    is_real: Tensor | None  # (rows * width,) where a query is no padding; None: all are real
+    real: tuple[Tensor, Tensor] | None  # of the queries that are no padding: in the group, on the line; None: all are
     _masks: dict[tuple[int | None, int], Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -117,13 +131,15 @@ class Group:
         at = torch.tensor([span.at for span in spans])[:, None]
         is_even = all(span.count == width for span in spans)
         is_line = is_even and all(a.at + width == b.at for a, b in itertools.pairwise(spans))
+        places = (at + steps).flatten()
+        real = (torch.arange(width)[None] < counts).flatten().nonzero()[:, 0]
         return cls(
-            slice(spans[0].at, spans[0].at + rows * width) if is_line else (at + steps).flatten().to(device),
+            slice(spans[0].at, spans[0].at + rows * width) if is_line else places.to(device),
             places_of(list(itertools.chain(*tables)), device),
             places_of(spans[0].blocks[:num_shared], device) if num_shared else None,
             num_shared,
             (first + steps).to(device),
-            None if is_even else (torch.arange(width)[None] < counts).flatten().to(device),
+            None if is_even else (real.to(device), places[real].to(device)),
         )
 
     def mask(self, window: int | None, num_keys: int, num_sharing: int, dtype: torch.dtype) -> Tensor:
@@ -153,15 +169,19 @@ class PagedStep:
     cache: KeyValues
     spans: Sequence[Span]
     slots: Tensor  # (tokens,) where each new token's key and value go: block * BLOCK_SIZE + place in it
+    num_tokens: int  # of the spans; what lies behind them on the line is nobody's
 
     @classmethod
-    def of(cls, cache: KeyValues, spans: Sequence[Span], device: torch.device) -> PagedStep:
+    def of(cls, cache: KeyValues, spans: Sequence[Span], device: torch.device, length: int | None = None) -> PagedStep:
+        """`length` is that of the line, the tokens of the spans unless given."""
         slots = [
             span.blocks[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
             for span in spans
             for position in range(span.start, span.end)
         ]
-        return cls(cache, spans, torch.tensor(slots, device=device))
+        num_tokens = len(slots)
+        slots += [0] * ((length or num_tokens) - num_tokens)  # block 0 is padding
+        return cls(cache, spans, torch.tensor(slots, device=device), num_tokens)
 
     @functools.cached_property
     def groups(self) -> list[Group]:
@@ -193,15 +213,20 @@ class PagedStep:
         values.view(-1, *values.shape[2:]).index_copy_(0, self.slots, value.transpose(0, 1))
         flat = query.transpose(0, 1)  # (tokens, heads, width)
         groups = self.groups if window is None and cap is None else self.whole_groups
-        if len(groups) == 1 and isinstance(groups[0].places, slice):
+        if len(groups) == 1 and isinstance(groups[0].places, slice) and self.num_tokens == len(flat):
             return attend_group(groups[0], flat, keys, values, scale, window, cap)
         out = flat.new_empty(flat.shape[0], flat.shape[1], value.shape[-1])
+        out[self.num_tokens :] = 0
         for group in groups:
-            part = attend_group(group, flat[group.places], keys, values, scale, window, cap)
-            if group.is_real is None or isinstance(group.places, slice):
-                out[group.places] = part
+            places = group.places
+            chosen = flat[places] if isinstance(places, slice) else flat.index_select(0, places)
+            part = attend_group(group, chosen, keys, values, scale, window, cap)
+            if isinstance(places, slice):
+                out[places] = part
+            elif group.real is None:
+                out.index_copy_(0, places, part)
             else:
-                out[group.places[group.is_real]] = part[group.is_real]
+                out.index_copy_(0, group.real[1], part.index_select(0, group.real[0]))
         return out
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from llmforge.infer.local.blocks import Place
+from llmforge.infer.local.drafts import Drafter, num_alike
 from llmforge.infer.local.draw import Draw
 from llmforge.infer.local.reply import GrowingReply, Job
 
@@ -28,6 +29,8 @@ class Row:
     num_cached: int = 0  # tokens of the prompt that were not computed again, at the first admission
     is_alone: bool = False  # a step it was part of failed: it is tried by itself
     has_drawn: bool = False  # since it was admitted: it decodes, its prompt is done
+    drafter: Drafter | None = None
+    draft: list[int] = field(default_factory=list)  # what the next step reads behind `tokens`, on trial
 
     @classmethod
     def of(cls, reply: GrowingReply, order: int) -> Row:
@@ -51,11 +54,16 @@ class Row:
         return len(self.tokens) - self.num_computed
 
     def append(self, ids: Sequence[int]) -> None:
-        """The reply goes on with these."""
+        """The reply goes on with these; as many as the draft foresaw are computed."""
+        if self.draft and self.drafter is not None:
+            num_kept = num_alike(self.draft, ids)
+            self.drafter.common.count(num_kept, len(self.draft))
+            self.num_computed += num_kept
+            self.draft = []
         self.tokens.extend(ids)
         self.has_drawn = True
 
     def start_again(self) -> None:
         """Forget the cache; nothing of the reply is lost."""
         self.num_computed = self.num_published = 0
-        self.blocks, self.place, self.has_drawn = [], None, False
+        self.blocks, self.place, self.has_drawn, self.draft = [], None, False, []

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from llmforge.infer.local.blocks import BlockPool
 from llmforge.infer.local.live import base_of, free_bytes
+from llmforge.infer.local.packed import filled_up, is_packed
 from llmforge.infer.local.paged import BLOCK_SIZE, KeyValues, PagedStep, Span, paged_attention
 from llmforge.infer.local.row import Row
 from llmforge.infer.local.schedule import Part, Schedule
@@ -22,6 +23,11 @@ log = logging.getLogger(__name__)
 # best speed from 64 rows on, and the fewer a step reads, the more evenly prompts and replies take turns.
 CPU_CHUNK = 128
 GPU_CHUNK = 2048
+# What a token more costs a step, as a share of what a step costs besides its tokens (weights that are read, calls), of
+# one thread or a device: 0.9 ms of 20 for each of two threads of an AMD EPYC (135M Llama in fp32). That of a GPU is
+# reckoned from its memory's and its products' speed; none was measured.
+CPU_TOKEN_COST = 1 / 12
+GPU_TOKEN_COST = 1 / 128
 LAYERS = {"full_attention", "sliding_attention", "attention"}
 MEMORY_SHARE = {"cpu": 0.5}  # of what is free, that the cache may grow to
 GPU_MEMORY_SHARE = 0.85
@@ -49,27 +55,28 @@ class PagedRunner:
 
     Args:
         token_budget: places of the cache; less where the memory is short, more for a single row that needs it.
-        bytes_per_token: of keys and values, as `measure` finds them.
+        trial: a small cache of this model, as `measure` makes it.
     """
 
-    def __init__(self, model: Any, adapters: Adapters, bytes_per_token: int, *, max_rows: int, token_budget: int):
+    def __init__(self, model: Any, adapters: Adapters, trial: KeyValues, *, max_rows: int, token_budget: int):
         self.model, self.adapters = model, adapters
         base = base_of(model)
         self.device = base.get_input_embeddings().weight.device
-        self.bytes_per_token = bytes_per_token
+        self.trial, self.bytes_per_token = trial, trial.bytes_per_token
         self._keeps_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
         share = MEMORY_SHARE.get(self.device.type, GPU_MEMORY_SHARE)
-        self.free = int(free_bytes(self.device) * share / bytes_per_token)  # tokens that there is memory for
+        self.free = int(free_bytes(self.device) * share / self.bytes_per_token)  # tokens that there is memory for
         self.limit = max(BLOCK_SIZE, self.free)  # tokens that one row may have
         self.max_rows = max_rows
+        self._is_packed = is_packed(base)
         self.chunk: int | None = None  # tokens per step; None: what the device and its threads are good at
         self._parts: list[Part] = []
         self._make_pool(min(token_budget, self.limit))
 
     def _make_pool(self, num_tokens: int) -> None:
         self.pool = BlockPool(-(-num_tokens // BLOCK_SIZE), BLOCK_SIZE)
-        self.cache = KeyValues(self.pool.num_blocks)
-        self.schedule = Schedule(self.pool, self.max_rows, GPU_CHUNK, self.adapters.can_mix)
+        self.cache = self.trial.of_size(self.pool.num_blocks)
+        self.schedule = Schedule(self.pool, self.max_rows, GPU_CHUNK, self.adapters.can_mix, GPU_TOKEN_COST)
 
     def resize(self, num_tokens: int) -> None:
         """Have room for so many tokens and no more; nothing may be running."""
@@ -110,39 +117,47 @@ class PagedRunner:
 
     def plan(self) -> list[Row]:
         """Choose the next step; the rows whose next token it decides."""
-        self.schedule.chunk = self.chunk or self._usual_chunk()
+        if self.device.type == "cpu":
+            threads = torch.get_num_threads()
+            self.schedule.chunk, self.schedule.draft_price = CPU_CHUNK * threads, CPU_TOKEN_COST / threads
+        self.schedule.chunk = self.chunk or self.schedule.chunk
         # One adapter's rows lie side by side, so that it is applied to a stretch of the line; among them those that are
         # attended together, so that they need not be gathered.
-        self._parts = sorted(self.schedule.next(), key=lambda part: (part.row.adapter or "", part.count, part.end))
+        self._parts = sorted(self.schedule.next(), key=lambda part: (part.row.adapter or "", part.num_read, part.start))
         return [part.row for part in self._parts if part.is_due]
 
-    def _usual_chunk(self) -> int:
-        return CPU_CHUNK * torch.get_num_threads() if self.device.type == "cpu" else GPU_CHUNK
-
     def forward(self) -> Tensor:
-        """Compute the planned step: logits (rows of `plan`, vocabulary)."""
+        """Compute the planned step.
+
+        Returns:
+            Logits (places, vocabulary): of each row of `plan` the one behind its tokens, and those behind its draft's.
+        """
         spans: list[Span] = []
         ids: list[int] = []
         positions: list[int] = []
         due: list[int] = []
         at = 0
         for part in self._parts:
-            end = part.end
-            spans.append(Span(at, part.start, part.count, part.row.blocks))
-            ids += part.row.tokens[part.start : end]
-            positions += range(part.start, end)
-            at += part.count
+            spans.append(Span(at, part.start, part.num_read, part.row.blocks))
+            ids += part.row.tokens[part.start : part.end] + part.row.draft
+            positions += range(part.start, part.start + part.num_read)
+            at += part.num_read
             if part.is_due:
-                due.append(at - 1)
+                due += range(at - 1 - len(part.row.draft), at)
+        tokens = [(part.row.adapter, part.num_read) for part in self._parts]
+        if self._is_packed and (rest := filled_up(at) - at):  # else each product would fill up its own
+            ids += [0] * rest
+            positions += [0] * rest
+            tokens.append((tokens[-1][0], rest))
         self.cache.copy(self.schedule.copies)
-        step = PagedStep.of(self.cache, spans, self.device)
+        step = PagedStep.of(self.cache, spans, self.device, len(ids))
         inputs: dict[str, Any] = {"input_ids": torch.tensor([ids], device=self.device), "use_cache": False}
         inputs["position_ids"] = torch.tensor([positions], device=self.device)
         keep = torch.tensor(due or [0], device=self.device)
         if self._keeps_logits:
             inputs["logits_to_keep"] = keep
-        tokens = [(part.row.adapter, part.count) for part in self._parts]
-        last = [(part.row.adapter, 1) for part in self._parts if part.is_due] or tokens[:1]
+        last = [(part.row.adapter, 1 + len(part.row.draft)) for part in self._parts if part.is_due]
+        last = last or [(tokens[0][0], 1)]
         with paged_attention(self.model, step), self.adapters.using(tokens, last if self._keeps_logits else None):
             logits: Tensor = self.model(**inputs).logits[0]
         self.schedule.done(self._parts)
@@ -162,27 +177,26 @@ class PagedRunner:
         self.pool.forget()
 
 
-def measure(model: Any) -> tuple[int, str | None]:
-    """Bytes of keys and values per token, and None; or 0 and the reason why the model cannot run over blocks.
+def measure(model: Any) -> tuple[KeyValues, str | None]:
+    """A small cache of a model, and None; or the reason why the model cannot run over blocks.
 
     It can when a short text, cut into pieces and computed beside another one, gets the logits of the model's own
     forward pass.
     """
     from llmforge.model.attention import supports_forest
 
-    base = base_of(model)
+    base, cache = base_of(model), KeyValues(6)
     config = base.config.get_text_config()
     if reason := supports_forest(base):
-        return 0, reason
+        return cache, reason
     kinds = set(getattr(config, "layer_types", None) or ())
     if strange := sorted(kinds - LAYERS):
-        return 0, f"{type(base).__name__} has layers of kind {strange[0]}"
+        return cache, f"{type(base).__name__} has layers of kind {strange[0]}"
     if "position_ids" not in inspect.signature(base.forward).parameters:
-        return 0, f"{type(base).__name__} takes no position_ids"
+        return cache, f"{type(base).__name__} takes no position_ids"
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
-        return 0, "its adapter puts tokens of its own before the prompt"
+        return cache, "its adapter puts tokens of its own before the prompt"
     device = base.get_input_embeddings().weight.device
-    cache = KeyValues(6)
     texts = [[(7 * i * i + 3 * i + 5) % config.vocab_size for i in range(n, n + 24)] for n in (0, 100)]
     pieces = [[(0, 0, 18), (1, 0, 21)], [(0, 18, 24), (1, 21, 22)], [(1, 22, 24)]]  # (text, from, to)
     last: dict[int, Tensor] = {}
@@ -203,7 +217,7 @@ def measure(model: Any) -> tuple[int, str | None]:
         own = model(input_ids=torch.tensor([whole], device=device), use_cache=False).logits[0, -1]
         scale = float(own.nan_to_num().abs().max())
         if not torch.allclose(own, last[number], rtol=0, atol=tolerance * scale, equal_nan=True):
-            return 0, f"{type(base).__name__} gives other logits over blocks than by itself"
+            return cache, f"{type(base).__name__} gives other logits over blocks than by itself"
     if len(cache.layers) < config.num_hidden_layers:
-        return 0, f"{type(base).__name__} has layers without attention"
-    return cache.bytes_per_token, None
+        return cache, f"{type(base).__name__} has layers without attention"
+    return cache, None

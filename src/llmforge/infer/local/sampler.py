@@ -8,9 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from llmforge.infer.local.draw import Choice, Draw, uniform
+from llmforge.infer.local.draw import Choice, Draw, is_greedy, uniform
 
-GREEDY_BELOW = 1e-5  # temperatures under this divide logits beyond fp32's range; the draw is the likeliest token anyway
 FIRST_WIDTH = 256  # likeliest tokens looked at first for top_p; almost always enough, and sorting 150,000 is slow
 
 
@@ -33,7 +32,7 @@ class Sampler:
             return torch.tensor(values, dtype=dtype, device=self.device)[:, None]
 
         settings = [draw.sampling for draw in self.draws]
-        self.greedy = [s.temperature < GREEDY_BELOW for s in settings]
+        self.greedy = [is_greedy(s) for s in settings]
         self.is_greedy = column(self.greedy, torch.bool)
         self.temperature = column([1.0 if g else s.temperature for g, s in zip(self.greedy, settings, strict=True)])
         self.top_k = column([min(s.top_k, self.vocab_size) for s in settings], torch.long)
@@ -92,11 +91,7 @@ class Sampler:
             self.seen.scatter_(1, tokens[:, None], True)
         if self.counts is not None:
             self.counts.scatter_add_(1, tokens[:, None], torch.ones_like(self.temperature))
-        chosen: list[Choice | None] = [
-            Choice(token) if ok else None
-            for token, ok in zip(tokens.tolist(), torch.isfinite(best).tolist(), strict=True)
-        ]
-        return self.with_logprobs(chosen, logits)
+        return self.with_logprobs(_chosen(best, tokens), logits)
 
     def penalised(self, logits: Tensor) -> Tensor:
         """Logits (rows, vocab) after penalties and logit bias."""
@@ -171,3 +166,14 @@ class Sampler:
                     tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True)),
                 )
         return chosen
+
+
+def likeliest(logits: Tensor) -> list[Choice | None]:
+    """What a greedy row takes, one token per place of `logits` (places, vocab); None as `Sampler.choose` has it."""
+    return _chosen(*logits.float().max(dim=-1))
+
+
+def _chosen(best: Tensor, tokens: Tensor) -> list[Choice | None]:
+    return [
+        Choice(token) if ok else None for token, ok in zip(tokens.tolist(), torch.isfinite(best).tolist(), strict=True)
+    ]

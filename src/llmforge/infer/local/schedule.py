@@ -14,6 +14,7 @@ import itertools
 from dataclasses import dataclass
 
 from llmforge.infer.local.blocks import BlockPool
+from llmforge.infer.local.drafts import Drafting
 from llmforge.infer.local.row import Row
 
 READS = 2  # steps with prompts before one without, where more rows wait than are written
@@ -21,7 +22,7 @@ READS = 2  # steps with prompts before one without, where more rows wait than ar
 
 @dataclass(frozen=True)
 class Part:
-    """What one step computes of a row: `tokens[start : start + count]`."""
+    """What one step computes of a row: `tokens[start : start + count]`, and the row's draft behind them."""
 
     row: Row
     start: int
@@ -30,6 +31,11 @@ class Part:
     @property
     def end(self) -> int:
         return self.start + self.count
+
+    @property
+    def num_read(self) -> int:
+        """Tokens that the step reads, the draft included."""
+        return self.count + len(self.row.draft)
 
     @property
     def is_due(self) -> bool:
@@ -45,10 +51,13 @@ class Schedule:
         chunk: tokens computed per step, of which prompts have what the replies leave, and at least half: so a long
             prompt does not stop the replies of others, nor do they stop it.
         mixes: whether rows of several adapters may share a step.
+        draft_price: what a step of one row loses by a drafted token that was wrong, as a share of what it gains by a
+            right one; that of more rows is as many times as high.
     """
 
-    def __init__(self, pool: BlockPool, max_rows: int, chunk: int, mixes: bool):
+    def __init__(self, pool: BlockPool, max_rows: int, chunk: int, mixes: bool, draft_price: float):
         self.pool, self.max_rows, self.chunk, self.mixes = pool, max_rows, chunk, mixes
+        self.draft_price, self.drafting = draft_price, Drafting()
         self.waiting: list[Row] = []
         self.running: list[Row] = []
         self.num_preempted = 0  # rows since start; what follows are tokens
@@ -84,9 +93,11 @@ class Schedule:
                 self._make_room(row)
         decoding = [row for row in self.running if row.has_drawn and id(row) in chosen]
         parts = [self._part(row, row.num_pending) for row in decoding]
+        self._draft(decoding)
         # Who has waited longest comes to its end sooner; those behind it, whose turn has not come, lose little.
         rests = self._steps_with_prompts >= READS and len(self.waiting) > len(decoding) > 0
-        budget = 0 if rests else max(self.chunk - len(parts), self.chunk // 2)
+        num_read = sum(part.num_read for part in parts)
+        budget = 0 if rests else max(self.chunk - num_read, self.chunk // 2)
         for row in [row for row in self.running if not row.has_drawn and id(row) in chosen]:
             if budget > 0:
                 self._find_more(row)
@@ -127,7 +138,7 @@ class Schedule:
         self.waiting = other.waiting
         self.num_preempted = other.num_preempted
         self.num_looked_up, self.num_found = other.num_looked_up, other.num_found
-        self.num_computed = other.num_computed
+        self.num_computed, self.drafting = other.num_computed, other.drafting
 
     # --- blocks ---
 
@@ -188,6 +199,28 @@ class Schedule:
                 row.blocks += taken
                 return
             self.preempt(max(self.running, key=lambda other: (-other.job.request.priority, other.order)))
+
+    def _draft(self, decoding: list[Row]) -> None:
+        """Let rows that decode read tokens on trial, all of them as many, so that their attention is one even call."""
+        price, worth = len(decoding) * self.draft_price, {}
+        for row in decoding:
+            if row.drafter is None:
+                row.drafter = self.drafting.begin(row.job)
+            if row.drafter is not None and not row.is_alone and (count := row.drafter.worth(row.tokens, price)):
+                worth[id(row)] = count
+        length = round(sum(worth.values()) / max(1, len(worth)))
+        for row in decoding:
+            if row.drafter is not None and id(row) in worth:
+                most = row.job.max_new_tokens - len(row.reply.token_ids) - 1  # the step itself decides one more
+                row.draft = row.drafter.draft(row.tokens, min(length, most))
+                self._trim_to_room(row)
+
+    def _trim_to_room(self, row: Row) -> None:
+        """Blocks for a row's draft that nobody else needs, or a shorter draft."""
+        missing = self.pool.blocks_for(len(row.tokens) + len(row.draft)) - len(row.blocks)
+        if missing > 0 and self.pool.num_available - missing >= len(self.running):
+            row.blocks += self.pool.take(missing) or []
+        del row.draft[len(row.blocks) * self.pool.block_size - len(row.tokens) :]
 
     def preempt(self, row: Row) -> None:
         """A running row gives its blocks back and waits again."""
