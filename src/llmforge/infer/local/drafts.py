@@ -7,8 +7,7 @@ taken at each place, and the first one that the draft has not foreseen ends it. 
 (the greedy case of speculative decoding, Leviathan et al. 2023, arXiv:2211.17192).
 
 A step of few rows waits for the weights, not for its products, so that a draft's tokens cost it little; a step of many
-rows pays for each. So a draft is as long as its reply's luck and the number of rows make worthwhile. With a shared
-instruction at concurrency 8, 1.28 times the requests; alone 1.4 times; at 32 as many (docs/serving_performance.md).
+rows pays for each. So a draft is as long as its reply's luck and the number of rows make worthwhile.
 """
 
 from __future__ import annotations
