@@ -105,19 +105,27 @@ class Nursery:
             set_cache(self.served, self.cache_bytes, order.num_workers)
         capacity = self.served.core.limits.capacity
         if order.num_workers == 1:
+            take_cache(self.served)
             self.control.send(Forked(os.getpid(), capacity))
             self.work(Connection(handle), order)
             return
         self.reap()
+        begun, begins = os.pipe()
         pid = os.fork()
         if pid:
             os.close(handle)
+            os.close(begins)
+            os.read(begun, 1)  # nothing: the other end was closed, by a worker that has its cache or that is no more
+            os.close(begun)
             self.children.append(pid)
             self.control.send(Forked(pid, capacity))
             return
         code = 1
         try:
             self.control.close()
+            os.close(begun)
+            take_cache(self.served)
+            os.close(begins)
             self.work(Connection(handle), order)
             code = 0
         except BaseException:
@@ -150,7 +158,6 @@ class Nursery:
             with contextlib.suppress(OSError):  # the engine has gone; the next receive says so
                 connection.send(message)
 
-        take_cache(self.served)
         CoreLoop(self.served, receive, send).run()
 
     def end(self) -> None:
@@ -182,7 +189,7 @@ def set_cache(served: ServedModels, num_bytes: int | None, num_workers: int) -> 
 
 
 def take_cache(served: ServedModels) -> None:
-    """Take the cache's memory, as a worker that is about to serve."""
+    """Take the memory of a core's cache, before anybody waits for it."""
     from llmforge.infer.local.core import LocalCore
 
     if isinstance(served.core, LocalCore):

@@ -265,7 +265,7 @@ class LocalCore:
         """Take the cache's memory now; else the step that first writes to a page waits for it, up to 3 ms for 2 MiB."""
         runner = self._ready()
         if isinstance(runner, PagedRunner):
-            runner.cache.fill()
+            runner.cache.fill(runner.trial)
 
     def _ready(self) -> PagedRunner | PaddedRunner:
         """The runner; made at first use, since looking at the model takes two small forward passes."""

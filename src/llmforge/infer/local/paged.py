@@ -35,8 +35,8 @@ SHARE_FROM = 512  # keys that rows need not read again before their common start
 class KeyValues:
     """The pool's memory: per layer (blocks, block size, heads, width) for keys and for values.
 
-    Made layer by layer when the first token comes, since only the model knows the shapes; of another size when they are
-    known. Zeroed, so that what a mask hides is finite.
+    Made layer by layer when the first token comes, since only the model knows the shapes. Zeroed, so that what a mask
+    hides is finite.
     """
 
     def __init__(self, num_blocks: int):
@@ -51,18 +51,10 @@ class KeyValues:
             self.layers[layer] = (of_keys, of_values)
         return self.layers[layer]
 
-    def of_size(self, num_blocks: int) -> KeyValues:
-        """An empty cache for the same model; on a CPU it takes memory where something is written."""
-        other = KeyValues(num_blocks)
-        for layer, pair in self.layers.items():
-            keys, values = (zeros((other.num_blocks, *x.shape[1:]), x) for x in pair)
-            other.layers[layer] = (keys, values)
-        return other
-
-    def fill(self) -> None:
-        """Write to all memory of an empty cache, so that it is there."""
-        for pair in self.layers.values():
-            for pool in pair:
+    def fill(self, like: KeyValues) -> None:
+        """Write to all memory of a cache that is not used yet, so that it is there; `like` is one of the same model."""
+        for layer, (keys, values) in like.layers.items():
+            for pool in self.of(layer, keys[0].transpose(0, 1), values[0].transpose(0, 1)):
                 pool.zero_()
 
     @property

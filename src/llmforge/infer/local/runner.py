@@ -76,7 +76,7 @@ class PagedRunner:
 
     def _make_pool(self, num_tokens: int) -> None:
         self.pool = BlockPool(-(-num_tokens // BLOCK_SIZE), BLOCK_SIZE)
-        self.cache = self.trial.of_size(self.pool.num_blocks)
+        self.cache = KeyValues(self.pool.num_blocks)
         self.schedule = Schedule(self.pool, self.max_rows, GPU_CHUNK, self.adapters.can_mix, GPU_TOKEN_COST)
 
     def resize(self, num_tokens: int) -> None:
