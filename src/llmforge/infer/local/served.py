@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,9 @@ class ServedModels:
         from llmforge.model.sources import resolve_model, say
 
         given = [adapter_folder(recipe.model, path, say) for path in recipe.model.adapter_name_or_path]
+        for name, path in recipe.serve.adapters.items():  # before the base is loaded, which takes a while
+            with _told_of(f"adapters.{name}"):
+                adapter_folder(recipe.model, str(path), say)
         if is_encoder(folder := resolve_model(recipe.model)):
             return cls._of_encoders(recipe, folder)
         loaded = load_model(replace(recipe, model=replace(recipe.model, adapter_name_or_path=[])), for_training=False)
@@ -110,7 +114,8 @@ class ServedModels:
             served = cls(core, (), recipe.model, loaded.folder, recipe.serve.embed_pooling)
             served._add(wanted or short_name(own), base, ADAPTER, own, given[-1])
         for name, path in recipe.serve.adapters.items():
-            served.attach(name, str(path))
+            with _told_of(f"adapters.{name}"):
+                served.attach(name, str(path))
         for name, entry in recipe.serve.embedders.items():
             served.attach_embedder(name, entry)
         return served
@@ -276,6 +281,16 @@ class ServedModels:
     def _check_free(self, name: str) -> None:
         if name in self._cards:
             raise RecipeError(f"a model called {name!r} is served already; set served_model_name or rename one of them")
+
+
+@contextmanager
+def _told_of(key: str) -> Iterator[None]:
+    """Inside, an error about an adapter names the key that it stands under."""
+    try:
+        yield
+    except RecipeError as error:
+        text = str(error).removeprefix("adapter_name_or_path: ")
+        raise RecipeError(f"{key}: {text.removeprefix('adapters: ')}") from None
 
 
 def _is_wrapped(model: Any) -> bool:
