@@ -209,10 +209,11 @@ class Schedule:
             if row.drafter is not None and not row.is_alone and (count := row.drafter.worth(row.tokens, price)):
                 worth[id(row)] = count
         length = round(sum(worth.values()) / max(1, len(worth)))
+        length = min(length, self.chunk // 2 // max(1, len(decoding)) - 1)  # else rows without luck wait for long steps
         for row in decoding:
             if row.drafter is not None and id(row) in worth:
                 most = row.job.max_new_tokens - len(row.reply.token_ids) - 1  # the step itself decides one more
-                row.draft = row.drafter.draft(row.tokens, min(length, most))
+                row.draft = row.drafter.draft(row.tokens, max(0, min(length, most)))
                 self._trim_to_room(row)
 
     def _trim_to_room(self, row: Row) -> None:
