@@ -81,6 +81,12 @@ class Process:
         self.process.terminate()
         return self.process.wait(timeout=60)
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        assert self.stop() == 0
+
 
 def gauges(text):
     """Requests in the line and in the engine, of what /metrics says."""

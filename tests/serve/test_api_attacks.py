@@ -19,11 +19,8 @@ NUM_SLOW = 500
 
 @pytest.fixture(scope="module")
 def live(run_dir, tmp_path_factory):
-    live = Process(run_dir, tmp_path_factory.mktemp("soak"))
-    try:
+    with Process(run_dir, tmp_path_factory.mktemp("soak")) as live:
         yield live
-    finally:
-        assert live.stop() == 0
 
 
 async def compared(live, attack, num_rounds=8, per_round=25):

@@ -85,11 +85,8 @@ LARGE = {
 @pytest.fixture(scope="module")
 def alone(run_dir, tmp_path_factory):
     """The server in a process of its own, whose memory is not the client's."""
-    live = Process(run_dir, tmp_path_factory.mktemp("alone"))
-    try:
+    with Process(run_dir, tmp_path_factory.mktemp("alone")) as live:
         yield live
-    finally:
-        assert live.stop() == 0
 
 
 @pytest.mark.parametrize("name", LARGE)

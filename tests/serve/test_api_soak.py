@@ -19,11 +19,8 @@ NUM_PEAK = 60
 
 @pytest.fixture(scope="module")
 def live(run_dir, tmp_path_factory):
-    live = Process(run_dir, tmp_path_factory.mktemp("soak"))
-    try:
+    with Process(run_dir, tmp_path_factory.mktemp("soak")) as live:
         yield live
-    finally:
-        assert live.stop() == 0
 
 
 def test_memory_is_flat_over_ten_thousand_requests(live):

@@ -202,19 +202,20 @@ class Schedule:
 
     def _draft(self, decoding: list[Row]) -> None:
         """Let rows that decode read tokens on trial, all of them as many, so that their attention is one even call."""
-        price, worth = len(decoding) * self.draft_price, {}
+        price, chosen = len(decoding) * self.draft_price, []
         for row in decoding:
             if row.drafter is None:
                 row.drafter = self.drafting.begin(row.job)
             if row.drafter is not None and not row.is_alone and (count := row.drafter.worth(row.tokens, price)):
-                worth[id(row)] = count
-        length = round(sum(worth.values()) / max(1, len(worth)))
-        length = min(length, self.chunk // 2 // max(1, len(decoding)) - 1)  # else rows without luck wait for long steps
-        for row in decoding:
-            if row.drafter is not None and id(row) in worth:
-                most = row.job.max_new_tokens - len(row.reply.token_ids) - 1  # the step itself decides one more
-                row.draft = row.drafter.draft(row.tokens, max(0, min(length, most)))
-                self._trim_to_room(row)
+                chosen.append((row, row.drafter, count))
+        if not chosen:
+            return
+        length = round(sum(count for _, _, count in chosen) / len(chosen))
+        length = min(length, self.chunk // 2 // len(decoding) - 1)  # else rows without luck wait for long steps
+        for row, drafter, _ in chosen:
+            most = row.job.max_new_tokens - len(row.reply.token_ids) - 1  # the step itself decides one more
+            row.draft = drafter.draft(row.tokens, max(0, min(length, most)))
+            self._trim_to_room(row)
 
     def _trim_to_room(self, row: Row) -> None:
         """Blocks for a row's draft that nobody else needs, or a shorter draft."""
