@@ -55,11 +55,11 @@ def test_logits_are_those_of_the_plain_layers_for_any_number_of_rows(model):
 
 
 def test_rows_are_filled_up_to_few_different_numbers():
-    assert [filled_up(count) for count in (1, 4, 5, 16, 17, 64, 65, 128, 129, 256)] == [
-        4, 4, 8, 16, 24, 64, 80, 128, 160, 256,
+    assert [filled_up(count) for count in (1, 4, 5, 32, 33, 64, 65, 255, 256, 257)] == [
+        4, 4, 8, 32, 40, 64, 72, 256, 256, 260,
     ]  # fmt: skip
     assert {filled_up(count) for count in range(MOST_ROWS + 1)} == KNOWN_ROWS
-    assert len(KNOWN_ROWS) == 18
+    assert len(KNOWN_ROWS) == 36
 
 
 def test_more_rows_than_the_most_are_computed_in_pieces():

@@ -26,7 +26,7 @@ from llmforge.infer.local.live import base_of
 log = logging.getLogger(__name__)
 # oneDNN makes code for every number of rows and keeps it, 0.6 MB for a layer's shape: rows are filled up to the next of
 # these (up to, in steps of), and more are computed in pieces. Below four rows it takes a path that is slower than four.
-ROW_STEPS = ((16, 4), (64, 8), (128, 16), (256, 32))
+ROW_STEPS = ((32, 4), (256, 8))
 MOST_ROWS = ROW_STEPS[-1][0]
 KNOWN_ROWS = frozenset(rows for limit, step in ROW_STEPS for rows in range(step, limit + 1, step))
 TRIAL_ROWS = 8
