@@ -10,8 +10,10 @@ import torch
 import transformers
 
 from llmforge.errors import RecipeError
-from llmforge.infer.local.adapter_updates import Directed, LowRank, OwnLayer, read_updates
+from llmforge.infer.local import packed
+from llmforge.infer.local.adapter_updates import OwnLayer, read_updates
 from llmforge.infer.local.lora_batch import AdapterBatch
+from llmforge.infer.local.low_rank import Directed, LowRank
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ROWS = [[5, 9, 30, 44], [7, 8, 101], [60, 61, 62, 63, 64], [5, 9, 30, 44]]
@@ -95,7 +97,7 @@ def flat_logits(base, batch, names, kept=None):
     spans = [(name, len(row)) for name, row in zip(names, ROWS, strict=True)]
     arguments = {} if kept is None else {"logits_to_keep": torch.tensor(kept)}
     head_rows = None if kept is None else [(name, 1) for name in names]
-    with torch.inference_mode(), batch.using(spans, head_rows):
+    with torch.no_grad(), batch.using(spans, head_rows):
         return base(
             input_ids=torch.tensor([ids]),
             position_ids=torch.tensor([positions]),
@@ -130,6 +132,30 @@ def test_four_adapters_of_different_kinds_share_a_pass(folders, base, tiny_model
     torch.testing.assert_close(last, torch.stack(expected), atol=1e-5, rtol=1e-5)
     for name in names:
         batch.remove(name)
+
+
+@pytest.mark.parametrize("first", ["plain", "dora"])  # of the layers that both change
+def test_layers_that_are_one_product_have_adapters_too(first, folders, tiny_model_dir, monkeypatch):
+    monkeypatch.setattr(packed, "is_faster", lambda plain_s, packed_s: True)
+    base = random_base(tiny_model_dir)
+    packing = packed.pack(base)
+    assert packing is not None
+    siblings = base.model.layers[0].self_attn.q_proj.forward.siblings
+    names = ["plain", "rslora", "dora", "patterns"]  # of all of them, of two, of one with a size of its own, of all
+    batch = AdapterBatch(base)
+    for name in sorted(names, key=lambda name: name != first):
+        batch.add(name, read_updates(base, folders / name, packing))
+    logits = flat_logits(base, batch, names)
+    expected = [by_peft(tiny_model_dir, folders / name, row) for name, row in zip(names, ROWS, strict=True)]
+    torch.testing.assert_close(logits, torch.cat(expected), atol=1e-4, rtol=1e-4)
+    for name in names:
+        assert siblings.adds is not None or name != names[0]
+        batch.remove(name)
+    assert siblings.adds is None
+    plain = random_base(tiny_model_dir)
+    with torch.no_grad():
+        after, before = (model(input_ids=torch.tensor([ROWS[0]]), use_cache=False).logits for model in (base, plain))
+    torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
 
 
 def test_padded_rows_have_adapters_too(folders, base, tiny_model_dir):

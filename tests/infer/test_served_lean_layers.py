@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import pytest
@@ -12,7 +13,7 @@ from llmforge.infer.local import packed
 from llmforge.infer.local.lean_layers import LeanLayer, put_back, take_lean_forms
 from llmforge.infer.local.lora_batch import AdapterBatch
 from llmforge.infer.local.packed import pack
-from llmforge.infer.local.paged import KeyValues, PagedStep, Span, paged_attention
+from llmforge.infer.local.paged import KeyValues, PagedStep, Span, Wanted, paged_attention
 
 IDS = [7, 8, 9, 10, 11, 12, 13]
 
@@ -50,6 +51,26 @@ def paged_logits(model, adapters=None, name=""):
     return torch.cat(logits)
 
 
+def wanted_logits(model, adapters=None, name=""):
+    """The logits of three of the eleven tokens in the second of these steps, when nobody asks for more."""
+    cache = KeyValues(4)
+    steps = [[Span(0, 0, 4, [1])], [Span(0, 4, 3, [1]), Span(3, 0, 7, [2]), Span(10, 0, 1, [3])]]
+    for spans in steps:
+        step = PagedStep.of(cache, spans, torch.device("cpu"), length=sum(span.count for span in spans) + 1)
+        places = [place for span in spans for place in range(span.start, span.end)] + [0]
+        ids = [IDS[place] for place in places]
+        if len(spans) > 1:
+            step.wanted = Wanted(torch.tensor([2, 8, 9]), [Span(0, 6, 1, [1]), Span(1, 5, 2, [2])])
+        with torch.no_grad(), paged_attention(model, step), contextlib.ExitStack() as stack:
+            if adapters is not None:
+                wanted = [(name, 1), ("", 2)] if len(spans) > 1 else None
+                stack.enter_context(adapters.using([(name, spans[0].count), ("", len(ids) - spans[0].count)], wanted))
+            kept = torch.tensor([2, 8, 9]) if len(spans) > 1 else 0
+            inputs = {"position_ids": torch.tensor([places]), "use_cache": False, "logits_to_keep": kept}
+            logits = model(torch.tensor([ids]), **inputs).logits[0]
+    return logits
+
+
 def lean_layers(model):
     return [module for module in model.modules() if isinstance(vars(module).get("forward"), LeanLayer)]
 
@@ -75,6 +96,40 @@ def test_a_paged_pass_gives_the_same_logits(family, settings, is_packed, monkeyp
         pack(made)
     assert len(lean_layers(made)) == 2
     assert torch.allclose(paged_logits(made), before, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "settings"), [("Llama", {}), ("Mistral", {"sliding_window": 3})])
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_the_last_layer_computes_only_what_is_wanted(family, settings, is_packed, monkeypatch):
+    monkeypatch.setattr(packed, "is_faster", lambda plain_s, packed_s: True)
+    made = model(family, **settings)
+    before = wanted_logits(made)
+    take_lean_forms(made)
+    if is_packed:
+        pack(made)
+    rows = []
+    mlp = made.model.layers[1].mlp
+    monkeypatch.setitem(vars(mlp.act_fn), "forward", lambda x: rows.append(x.shape[1]) or torch.nn.functional.silu(x))
+    assert torch.allclose(wanted_logits(made), before, atol=1e-5)
+    assert rows == [5, 3]
+
+
+@pytest.mark.parametrize("part", ["post_attention_layernorm", "self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj"])
+def test_an_adapter_changes_its_own_of_the_wanted_tokens(part, monkeypatch):
+    monkeypatch.setattr(packed, "is_faster", lambda plain_s, packed_s: True)
+    plain = model()
+    lean = copy.deepcopy(plain)
+    take_lean_forms(lean)
+    assert pack(lean) is not None
+    logits = []
+    for made in (plain, lean):
+        adapters = AdapterBatch(made)
+        adapters.add("more", {f"model.layers.1.{part}": lambda x, y: y.mul_(1.5).add_(0.1)})
+        before = wanted_logits(made)
+        logits.append(wanted_logits(made, adapters, "more"))
+        assert not torch.allclose(logits[-1][0], before[0], atol=1e-3)
+        assert torch.allclose(logits[-1][1:], before[1:], atol=1e-5)
+    assert torch.allclose(*logits, atol=1e-5)
 
 
 @pytest.mark.parametrize(

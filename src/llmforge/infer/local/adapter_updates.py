@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from llmforge.errors import RecipeError
 from llmforge.infer.local.live import base_of
 from llmforge.infer.local.lora_batch import AdapterBatch, Update
+from llmforge.infer.local.low_rank import Directed, LowRank
 from llmforge.infer.local.packed import Packing
 from llmforge.model.adapter_files import WEIGHTS, read_adapter_config
 
@@ -44,38 +45,6 @@ LINEARS = ("Linear", "Conv1D", "Linear4bit", "Linear8bitLt")  # the last two are
 TOKEN_WISE = ("Linear", "Conv1D", "Embedding", "Norm")  # how the names of such layers' classes end or begin
 TOLERANCE = 1e-3  # of the largest logit; a part left out shows in the first digits
 INNER = "served"  # the adapter's name inside the copy that PEFT works on
-
-
-class LowRank:
-    """y += scale (x A^T) B^T."""
-
-    def __init__(self, a: Tensor, b: Tensor, scale: float):
-        self.a = a.t()  # (in, rank)
-        self.b = (b * scale).t()  # (rank, out)
-
-    def __call__(self, x: Tensor, y: Tensor) -> None:
-        y.addmm_(x @ self.a, self.b)
-
-
-class Directed(LowRank):
-    """DoRA: y = c * (x W^T + scale (x A^T) B^T) + bias, with c = m / |W + scale B A| for each output.
-
-    Source: Liu et al. 2024, arXiv:2402.09353, eq. 5.
-    """
-
-    def __init__(self, a: Tensor, b: Tensor, scale: float, magnitude: Tensor, weight: Tensor, bias: Tensor | None):
-        super().__init__(a, b, scale)
-        whole = weight.to(a.dtype) + scale * (b @ a)
-        self.factor = magnitude.flatten() / whole.norm(dim=1)  # (out,)
-        self.bias = bias
-
-    def __call__(self, x: Tensor, y: Tensor) -> None:
-        if self.bias is not None:
-            y.sub_(self.bias)
-        super().__call__(x, y)
-        y.mul_(self.factor)
-        if self.bias is not None:
-            y.add_(self.bias)
 
 
 class OwnLayer:

@@ -80,11 +80,11 @@ class Scores:
 
 
 class LeanLayer:
-    """The forward of a decoder layer in a paged pass."""
+    """The forward of a decoder layer in a paged pass; the last one computes only what is wanted (PagedStep.wanted)."""
 
-    def __init__(self, layer: Any, scores: Scores, turning: Turning):
+    def __init__(self, layer: Any, scores: Scores, turning: Turning, *, is_last: bool):
         attention, mlp = layer.self_attn, layer.mlp
-        self.layer, self.scores, self.turn = layer, scores, turning
+        self.layer, self.scores, self.turn, self.is_last = layer, scores, turning, is_last
         self.width: int = attention.head_dim
         # Kept as modules: their forwards change when adapters come and go.
         self.before, self.between = layer.input_layernorm, layer.post_attention_layernorm
@@ -109,10 +109,17 @@ class LeanLayer:
         angles = self.turn.angles(embeddings)
         q, k = self.turn(q, angles), self.turn(k, angles)
         at = self.scores
-        out = step.attend(
-            at.layer, q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), at.scale, at.window, at.cap
-        )
-        hidden = self.o.forward(out.reshape(1, hidden.shape[1], -1)).add_(hidden)
+        step.write(at.layer, k.transpose(0, 1), v.transpose(0, 1))
+        if not self.is_last or step.wanted is None:
+            return self._finish(hidden, step.read(at.layer, q.transpose(0, 1), at.scale, at.window, at.cap))
+        wanted = step.wanted.places
+        q = q.index_select(0, wanted)
+        out = step.of_wanted.read(at.layer, q.transpose(0, 1), at.scale, at.window, at.cap)
+        return hidden.index_copy(1, wanted, self._finish(hidden.index_select(1, wanted), out))
+
+    def _finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        """hidden (1, tokens, width of the model), attended (tokens, heads, width): what comes behind the attention."""
+        hidden = self.o.forward(attended.reshape(1, hidden.shape[1], -1)).add_(hidden)
         x = self.between.forward(hidden)
         return self.down.forward(self.act(self.gate.forward(x)).mul_(self.up.forward(x))).add_(hidden)
 
@@ -123,11 +130,9 @@ class LeanLayer:
 class _Watched(PagedStep):
     """A step that tells how each layer attends."""
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, cap: float | None
-    ) -> Tensor:
+    def read(self, layer: int, query: Tensor, scale: float, window: int | None, cap: float | None) -> Tensor:
         self.seen = Scores(layer, scale, window, cap)
-        return super().attend(layer, query, key, value, scale, window, cap)
+        return super().read(layer, query, scale, window, cap)
 
 
 @torch.no_grad()
@@ -212,12 +217,13 @@ def _lean(base: Any, layer: Any, turning: Turning) -> LeanLayer | None:
         own, scores = _own(base, exact, hidden, given)
         if not isinstance(own, Tensor) or scores is None:
             return None
-        got = LeanLayer(exact, scores, turning).forward(hidden, _trial_step(), given["position_embeddings"])  # type: ignore[arg-type]
+        got = LeanLayer(exact, scores, turning, is_last=False).forward(hidden, _trial_step(), given["position_embeddings"])  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:  # other arguments, other shapes
         log.debug("%s keeps its own form: %s", type(layer).__name__, error)
         return None
     # What the layer adds is compared, which may be small beside what it is added to.
-    return LeanLayer(layer, scores, turning) if _alike(own - hidden, got - hidden) else None
+    is_last = scores.layer == base.config.get_text_config().num_hidden_layers - 1
+    return LeanLayer(layer, scores, turning, is_last=is_last) if _alike(own - hidden, got - hidden) else None
 
 
 def _own(base: Any, layer: Any, hidden: Tensor, given: dict[str, Any]) -> tuple[Any, Scores | None]:

@@ -15,6 +15,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from llmforge.infer.local.live import base_of
+from llmforge.infer.local.low_rank import JoinedLowRank, LowRank
+from llmforge.infer.local.packed import PackedSibling, PackedSiblings
 
 BASE = ""  # the name of rows without an adapter
 Update = Callable[[Tensor, Tensor], None]  # x (rows, in), y (rows, out): put the adapter's part into y, in place
@@ -32,11 +34,11 @@ class AdapterBatch:
     def __init__(self, model: nn.Module):
         self.model = model
         self.names: set[str] = set()
-        self._head = base_of(model).get_output_embeddings()
         self._layers: dict[nn.Module, _Layer] = {}
+        self._joined: dict[PackedSiblings, _Siblings] = {}
         self._rows: list[tuple[str, int]] = []
         self._head_rows: list[tuple[str, int]] | None = None
-        self._runs: dict[tuple[int, bool], list[tuple[str, int, int]]] = {}
+        self._runs: dict[int, list[tuple[str, int, int]]] = {}
 
     def add(self, name: str, updates: Mapping[str, Update]) -> None:
         """Serve one more adapter: its update for each layer, by the layer's name (adapter_updates.read_updates).
@@ -47,21 +49,31 @@ class AdapterBatch:
         if name in self.names or name == BASE:
             raise ValueError(f"an adapter called {name!r} is here already")
         self.names.add(name)
-        base = base_of(self.model)
+        joined: dict[PackedSiblings, dict[int, LowRank]] = {}
         for path, update in updates.items():
-            module = base.get_submodule(path)
+            module = base_of(self.model).get_submodule(path)
+            own = self._layers[module].before if module in self._layers else vars(module).get("forward")
+            if type(update) is LowRank and isinstance(own, PackedSibling):
+                joined.setdefault(own.siblings, {})[own.place] = update
+                continue
             if module not in self._layers:
-                self._layers[module] = _Layer(self, module, is_head=module is self._head)
+                self._layers[module] = _Layer(self, module)
             self._layers[module].updates[name] = update
+        for siblings, parts in joined.items():
+            if siblings not in self._joined:
+                self._joined[siblings] = _Siblings(self, siblings)
+            self._joined[siblings].updates[name] = JoinedLowRank(parts, siblings.sizes)
 
     def remove(self, name: str) -> None:
         """Serve an adapter no longer; layers without any adapter run as they did before."""
         self.names.remove(name)
-        for module, layer in list(self._layers.items()):
-            layer.updates.pop(name, None)
-            if not layer.updates:
-                layer.restore()
-                del self._layers[module]
+        places: dict[Any, Any]
+        for places in (self._layers, self._joined):
+            for key, place in list(places.items()):
+                place.updates.pop(name, None)
+                if not place.updates:
+                    place.restore()
+                    del places[key]
 
     @contextmanager
     def using(self, rows: Iterable[Span], head_rows: Iterable[Span] | None = None) -> Iterator[None]:
@@ -70,12 +82,14 @@ class AdapterBatch:
         A row is a token of a flat pass (1, T), or a row of a padded one (B, T).
 
         Args:
-            head_rows: the same for the rows that reach the output head, where a flat pass keeps only some of them.
+            head_rows: the same for the rows that reach the output head, where a flat pass keeps only some of them; the
+                last layers may compute these alone.
 
         Raises:
             KeyError: an adapter that is not here.
         """
-        self._rows = _merged(rows)
+        merged = _merged(rows)
+        self._rows = merged if any(name != BASE for name, _ in merged) else []
         self._head_rows = None if head_rows is None else _merged(head_rows)
         if strange := {name for name, _ in self._rows} - self.names - {BASE}:
             raise KeyError(f"no adapter called {', '.join(sorted(strange))}")
@@ -85,57 +99,38 @@ class AdapterBatch:
         finally:
             self._rows, self._head_rows, self._runs = [], None, {}
 
-    def update(self, module: nn.Module, x: Tensor, y: Tensor) -> None:
-        """Put the adapters' parts into `y` (..., out), the base layer's output for `x`, in place.
-
-        For code that computes a layer itself; a layer that is called does this on its own.
-        """
-        if self._rows and module in self._layers:
-            self._layers[module].update(x, y)
-
-    def runs(self, num_rows: int, is_head: bool) -> list[tuple[str, int, int]]:
+    def runs(self, num_rows: int) -> list[tuple[str, int, int]]:
         """(adapter, first row, end) among `num_rows` rows of a layer, those of the base left out."""
-        key = (num_rows, is_head)
-        if key not in self._runs:
-            spans = self._head_rows if is_head and self._head_rows is not None else self._rows
-            given = sum(count for _, count in spans)
-            if num_rows % given:
-                raise ValueError(f"a layer got {num_rows} rows, but the adapters of {given} are known")
-            self._runs[key] = list(_places(spans, num_rows // given))
-        return self._runs[key]
+        if num_rows not in self._runs:
+            # As many as all rows are all of them, whichever list says so.
+            given = self._rows
+            if self._head_rows is not None and num_rows == sum(count for _, count in self._head_rows):
+                given = self._head_rows
+            num_given = sum(count for _, count in given)
+            if num_rows % num_given:
+                raise ValueError(f"a layer got {num_rows} rows, but the adapters of {num_given} are known")
+            self._runs[num_rows] = list(_places(given, num_rows // num_given))
+        return self._runs[num_rows]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AdapterBatch:
         return self  # a copy of the model, made to look at it, is no other server
 
 
-class _Layer:
-    """A layer that adapters change: its own forward, then each adapter's part on that adapter's rows."""
+class _Place:
+    """Where adapters put their parts into an output: each on that adapter's rows."""
 
-    def __init__(self, batch: AdapterBatch, module: nn.Module, *, is_head: bool):
-        self.batch, self.module, self.is_head = batch, module, is_head
+    def __init__(self, batch: AdapterBatch):
+        self.batch = batch
         self.updates: dict[str, Update] = {}
-        self.before = module.__dict__.get("forward")  # somebody's own form of this one layer, or None
-        self.forward: Callable[..., Tensor] = module.forward
-        module.forward = self
-
-    def restore(self) -> None:
-        """Give the layer back the forward it had."""
-        if self.before is None:
-            del self.module.__dict__["forward"]
-        else:
-            self.module.forward = self.before
-
-    def __call__(self, x: Tensor) -> Tensor:
-        y = self.forward(x)
-        if self.batch._rows:
-            self.update(x, y)
-        return y
 
     def update(self, x: Tensor, y: Tensor) -> None:
+        """x (..., in), y (..., out): put the parts of the rows of this pass into y, in place."""
+        if not self.batch._rows:
+            return
         width = y.shape[-1]
         flat_y = y.view(-1, width)
         num_rows = len(flat_y)
-        runs = self.batch.runs(num_rows, self.is_head)
+        runs = self.batch.runs(num_rows)
         if not runs:
             return
         flat_x = x.reshape(num_rows, *x.shape[y.ndim - 1 :])  # ids of an embedding have no width
@@ -147,12 +142,50 @@ class _Layer:
             else:
                 update(flat_x[start:end], flat_y[start:end])
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Layer:
+    def restore(self) -> None:
+        """Leave the model as it was without this."""
+        raise NotImplementedError
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Place:
         return self
 
 
+class _Layer(_Place):
+    """A layer's forward: its own, then the adapters' parts."""
+
+    def __init__(self, batch: AdapterBatch, module: nn.Module):
+        super().__init__(batch)
+        self.module = module
+        self.before = vars(module).get("forward")  # somebody's own form of this one layer, or None
+        self.forward: Callable[..., Tensor] = module.forward
+        module.forward = self
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = self.forward(x)
+        self.update(x, y)
+        return y
+
+    def restore(self) -> None:
+        if self.before is None:
+            del self.module.__dict__["forward"]
+        else:
+            self.module.forward = self.before
+
+
+class _Siblings(_Place):
+    """The one product of several layers, with the adapters' parts in all of them."""
+
+    def __init__(self, batch: AdapterBatch, siblings: PackedSiblings):
+        super().__init__(batch)
+        self.siblings = siblings
+        siblings.adds = self.update
+
+    def restore(self) -> None:
+        self.siblings.adds = None
+
+
 def _merged(spans: Iterable[Span]) -> list[tuple[str, int]]:
-    """Neighbours of one adapter as one span; empty when every row is the base's."""
+    """Neighbours of one adapter as one span."""
     merged: list[tuple[str, int]] = []
     for given, count in spans:
         name = given or BASE
@@ -160,7 +193,7 @@ def _merged(spans: Iterable[Span]) -> list[tuple[str, int]]:
             merged[-1] = (name, merged[-1][1] + count)
         elif count:
             merged.append((name, count))
-    return merged if any(name != BASE for name, _ in merged) else []
+    return merged
 
 
 def _places(spans: Sequence[tuple[str, int]], width: int) -> Iterator[tuple[str, int, int]]:

@@ -13,7 +13,7 @@ import itertools
 import logging
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from llmforge.infer.local.live import base_of
 
 log = logging.getLogger(__name__)
-# oneDNN makes code for every number of rows and keeps it, 0.6 MB for a layer's shape: rows are filled up to the next of
+# oneDNN makes code for every number of rows and keeps it, 0.8 MB for a layer's shape: rows are filled up to the next of
 # these (up to, in steps of), and more are computed in pieces. Below four rows it takes a path that is slower than four.
 ROW_STEPS = ((32, 4), (256, 8))
 MOST_ROWS = ROW_STEPS[-1][0]
@@ -69,6 +69,7 @@ class PackedSiblings:
         self.product = PackedLinear(*layers)
         self.sizes = [layer.out_features for layer in layers]
         self.parts = [PackedSibling(self, place) for place in range(len(layers))]
+        self.adds: Callable[[Tensor, Tensor], None] | None = None  # x, y (..., out of all): into y, after the product
         self._x: Tensor | None = None
         self._version = 0
         self._ys: Sequence[Tensor] = ()
@@ -76,7 +77,10 @@ class PackedSiblings:
     def part(self, x: Tensor, place: int) -> Tensor:
         """(..., in) -> (..., out) of the layer at this place, a view of the product."""
         if x is not self._x or x._version != self._version:
-            self._x, self._version, self._ys = x, x._version, self.product(x).split(self.sizes, -1)
+            y = self.product(x)
+            if self.adds is not None:
+                self.adds(x, y)
+            self._x, self._version, self._ys = x, x._version, y.split(self.sizes, -1)
         y = self._ys[place]
         if place == len(self.sizes) - 1:
             self._x, self._ys = None, ()

@@ -155,6 +155,14 @@ class Group:
 
 
 @dataclass
+class Wanted:
+    """The tokens of a step that somebody asks for behind the last layer: it need only answer for these."""
+
+    places: Tensor  # (tokens,) on the line, in the order of the rows
+    spans: Sequence[Span]  # of these tokens, on a line of their own
+
+
+@dataclass
 class PagedStep:
     """What the attention of every layer needs to know about a step."""
 
@@ -162,6 +170,7 @@ class PagedStep:
     spans: Sequence[Span]
     slots: Tensor  # (tokens,) where each new token's key and value go: block * BLOCK_SIZE + place in it
     num_tokens: int  # of the spans; what lies behind them on the line is nobody's
+    wanted: Wanted | None = None  # all of them unless said
 
     @classmethod
     def of(cls, cache: KeyValues, spans: Sequence[Span], device: torch.device, length: int | None = None) -> PagedStep:
@@ -200,14 +209,22 @@ class PagedStep:
         Returns:
             (tokens, heads, value width).
         """
-        keys, values = self.cache.of(layer, key, value)
-        keys.view(-1, *keys.shape[2:]).index_copy_(0, self.slots, key.transpose(0, 1))
-        values.view(-1, *values.shape[2:]).index_copy_(0, self.slots, value.transpose(0, 1))
+        self.write(layer, key, value)
+        return self.read(layer, query, scale, window, cap)
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Put the new keys and values (key heads, tokens, width) where they belong."""
+        for pool, new in zip(self.cache.of(layer, key, value), (key, value), strict=True):
+            pool.view(-1, *pool.shape[2:]).index_copy_(0, self.slots, new.transpose(0, 1))
+
+    def read(self, layer: int, query: Tensor, scale: float, window: int | None, cap: float | None) -> Tensor:
+        """Attend over what is written; `query` and the result as in `attend`."""
+        keys, values = self.cache.layers[layer]
         flat = query.transpose(0, 1)  # (tokens, heads, width)
         groups = self.groups if window is None and cap is None else self.whole_groups
         if len(groups) == 1 and isinstance(groups[0].places, slice) and self.num_tokens == len(flat):
             return attend_group(groups[0], flat, keys, values, scale, window, cap)
-        out = flat.new_empty(flat.shape[0], flat.shape[1], value.shape[-1])
+        out = flat.new_empty(flat.shape[0], flat.shape[1], values.shape[-1])
         out[self.num_tokens :] = 0
         for group in groups:
             places = group.places
@@ -220,6 +237,12 @@ class PagedStep:
             else:
                 out.index_copy_(0, group.real[1], part.index_select(0, group.real[0]))
         return out
+
+    @functools.cached_property
+    def of_wanted(self) -> PagedStep:
+        """The step that reads for the wanted tokens only; it writes nothing."""
+        assert self.wanted is not None
+        return PagedStep(self.cache, self.wanted.spans, self.slots[:0], len(self.wanted.places))
 
 
 def families(spans: Sequence[Span]) -> Iterator[tuple[list[Span], int]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from llmforge.infer.local.blocks import BlockPool
 from llmforge.infer.local.live import base_of, free_bytes
 from llmforge.infer.local.packed import filled_up, is_packed
-from llmforge.infer.local.paged import BLOCK_SIZE, KeyValues, PagedStep, Span, paged_attention
+from llmforge.infer.local.paged import BLOCK_SIZE, KeyValues, PagedStep, Span, Wanted, paged_attention
 from llmforge.infer.local.row import Row
 from llmforge.infer.local.schedule import Part, Schedule
 
@@ -137,6 +137,7 @@ class PagedRunner:
         ids: list[int] = []
         positions: list[int] = []
         due: list[int] = []
+        due_spans: list[Span] = []
         at = 0
         for part in self._parts:
             spans.append(Span(at, part.start, part.num_read, part.row.blocks))
@@ -144,7 +145,9 @@ class PagedRunner:
             positions += range(part.start, part.start + part.num_read)
             at += part.num_read
             if part.is_due:
-                due += range(at - 1 - len(part.row.draft), at)
+                count = 1 + len(part.row.draft)
+                due_spans.append(Span(len(due), part.start + part.num_read - count, count, part.row.blocks))
+                due += range(at - count, at)
         tokens = [(part.row.adapter, part.num_read) for part in self._parts]
         if self._is_packed and (rest := filled_up(at) - at):  # else each product would fill up its own
             ids += [0] * rest
@@ -155,6 +158,8 @@ class PagedRunner:
         inputs: dict[str, Any] = {"input_ids": torch.tensor([ids], device=self.device), "use_cache": False}
         inputs["position_ids"] = torch.tensor([positions], device=self.device)
         keep = torch.tensor(due or [0], device=self.device)
+        if 0 < len(due) < at:
+            step.wanted = Wanted(keep, due_spans)
         if self._keeps_logits:
             inputs["logits_to_keep"] = keep
         last = [(part.row.adapter, 1 + len(part.row.draft)) for part in self._parts if part.is_due]
