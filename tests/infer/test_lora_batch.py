@@ -235,6 +235,6 @@ def test_rows_must_be_known(folders, base):
         batch.add("a", {})
     with pytest.raises(KeyError, match="no adapter called b"), batch.using([("b", 1)]):
         pass
-    with pytest.raises(ValueError, match="got 4 rows, but the adapters of 3"), batch.using([("a", 3)]):
+    with pytest.raises(ValueError, match="got 4 rows, but the adapters of 3"), batch.using([("a", 2), ("", 1)]):
         base(input_ids=torch.tensor([ROWS[0]]))
     batch.remove("a")

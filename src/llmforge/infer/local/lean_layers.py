@@ -8,12 +8,14 @@ gives, to the rounding; whoever calls it outside of a paged pass gets its own fo
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmforge.infer.local.live import base_of
@@ -91,7 +93,9 @@ class LeanLayer:
         self.q_norm: Any = getattr(attention, "q_norm", None)
         self.k_norm: Any = getattr(attention, "k_norm", None)
         self.q, self.k, self.v, self.o = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
-        self.gate, self.up, self.down, self.act = mlp.gate_proj, mlp.up_proj, mlp.down_proj, mlp.act_fn
+        self.gate, self.up, self.down = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+        # In place: what the gate has just written is in the core's cache.
+        self.act = functools.partial(F.silu, inplace=True) if isinstance(mlp.act_fn, nn.SiLU) else mlp.act_fn
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         step = current_step()
@@ -101,7 +105,8 @@ class LeanLayer:
 
     def forward(self, hidden: Tensor, step: PagedStep, embeddings: tuple[Tensor, Tensor]) -> Tensor:
         """hidden (1, tokens, width of the model), after this layer."""
-        heads = (hidden.shape[1], -1, self.width)
+        hidden = hidden[0]
+        heads = (len(hidden), -1, self.width)
         x = self.before.forward(hidden)
         q, k, v = (layer.forward(x).view(heads) for layer in (self.q, self.k, self.v))
         if self.q_norm is not None:
@@ -111,15 +116,15 @@ class LeanLayer:
         at = self.scores
         step.write(at.layer, k.transpose(0, 1), v.transpose(0, 1))
         if not self.is_last or step.wanted is None:
-            return self._finish(hidden, step.read(at.layer, q.transpose(0, 1), at.scale, at.window, at.cap))
+            return self._finish(hidden, step.read(at.layer, q.transpose(0, 1), at.scale, at.window, at.cap))[None]
         wanted = step.wanted.places
         q = q.index_select(0, wanted)
         out = step.of_wanted.read(at.layer, q.transpose(0, 1), at.scale, at.window, at.cap)
-        return hidden.index_copy(1, wanted, self._finish(hidden.index_select(1, wanted), out))
+        return hidden.index_copy(0, wanted, self._finish(hidden.index_select(0, wanted), out))[None]
 
     def _finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
-        """hidden (1, tokens, width of the model), attended (tokens, heads, width): what comes behind the attention."""
-        hidden = self.o.forward(attended.reshape(1, hidden.shape[1], -1)).add_(hidden)
+        """hidden (tokens, width of the model), attended (tokens, heads, width): what comes behind the attention."""
+        hidden = self.o.forward(attended.flatten(1)).add_(hidden)
         x = self.between.forward(hidden)
         return self.down.forward(self.act(self.gate.forward(x)).mul_(self.up.forward(x))).add_(hidden)
 
@@ -217,7 +222,8 @@ def _lean(base: Any, layer: Any, turning: Turning) -> LeanLayer | None:
         own, scores = _own(base, exact, hidden, given)
         if not isinstance(own, Tensor) or scores is None:
             return None
-        got = LeanLayer(exact, scores, turning, is_last=False).forward(hidden, _trial_step(), given["position_embeddings"])  # type: ignore[arg-type]
+        lean = LeanLayer(exact, scores, turning, is_last=False)
+        got = lean.forward(hidden, _trial_step(), given["position_embeddings"])  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:  # other arguments, other shapes
         log.debug("%s keeps its own form: %s", type(layer).__name__, error)
         return None

@@ -37,6 +37,7 @@ class AdapterBatch:
         self._layers: dict[nn.Module, _Layer] = {}
         self._joined: dict[PackedSiblings, _Siblings] = {}
         self._rows: list[tuple[str, int]] = []
+        self.only: str | None = BASE  # whose rows all of this pass are, if they are one's
         self._head_rows: list[tuple[str, int]] | None = None
         self._runs: dict[int, list[tuple[str, int, int]]] = {}
 
@@ -88,16 +89,17 @@ class AdapterBatch:
         Raises:
             KeyError: an adapter that is not here.
         """
-        merged = _merged(rows)
-        self._rows = merged if any(name != BASE for name, _ in merged) else []
+        self._rows = _merged(rows)
         self._head_rows = None if head_rows is None else _merged(head_rows)
-        if strange := {name for name, _ in self._rows} - self.names - {BASE}:
+        names = {name for name, _ in self._rows}
+        if strange := names - self.names - {BASE}:
             raise KeyError(f"no adapter called {', '.join(sorted(strange))}")
+        self.only = None if len(names) > 1 else names.pop() if names else BASE
         self._runs = {}
         try:
             yield
         finally:
-            self._rows, self._head_rows, self._runs = [], None, {}
+            self.only, self._rows, self._head_rows, self._runs = BASE, [], None, {}
 
     def runs(self, num_rows: int) -> list[tuple[str, int, int]]:
         """(adapter, first row, end) among `num_rows` rows of a layer, those of the base left out."""
@@ -125,22 +127,14 @@ class _Place:
 
     def update(self, x: Tensor, y: Tensor) -> None:
         """x (..., in), y (..., out): put the parts of the rows of this pass into y, in place."""
-        if not self.batch._rows:
+        if (name := self.batch.only) is not None:  # as often; this costs as much as a small product
+            if (update := self.updates.get(name)) is not None:
+                update(*_flat(x, y))
             return
-        width = y.shape[-1]
-        flat_y = y.view(-1, width)
-        num_rows = len(flat_y)
-        runs = self.batch.runs(num_rows)
-        if not runs:
-            return
-        flat_x = x.reshape(num_rows, *x.shape[y.ndim - 1 :])  # ids of an embedding have no width
-        for name, start, end in runs:
-            if (update := self.updates.get(name)) is None:
-                continue
-            if end - start == num_rows:
-                update(flat_x, flat_y)
-            else:
-                update(flat_x[start:end], flat_y[start:end])
+        x, y = _flat(x, y)
+        for name, start, end in self.batch.runs(len(y)):
+            if (update := self.updates.get(name)) is not None:
+                update(x[start:end], y[start:end])
 
     def restore(self) -> None:
         """Leave the model as it was without this."""
@@ -182,6 +176,14 @@ class _Siblings(_Place):
 
     def restore(self) -> None:
         self.siblings.adds = None
+
+
+def _flat(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """x (rows, in) and y (rows, out) of (..., in) and (..., out)."""
+    if y.ndim == 2 == x.ndim:
+        return x, y
+    y_rows = y.view(-1, y.shape[-1])
+    return x.reshape(len(y_rows), *x.shape[y.ndim - 1 :]), y_rows  # ids of an embedding have no width
 
 
 def _merged(spans: Iterable[Span]) -> list[tuple[str, int]]:

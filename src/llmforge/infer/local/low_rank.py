@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+FEW_ROWS = 48  # the calls of several small products cost as much as the zeros of one
+
 
 class LowRank:
     """y += scale (x A^T) B^T."""
@@ -22,7 +24,7 @@ class LowRank:
         self.b = (b * scale).t()  # (rank, out)
 
     def __call__(self, x: Tensor, y: Tensor) -> None:
-        y.addmm_((self.a @ x.t()).t(), self.b)
+        y.addmm_(torch.mm(self.a, x.t()).t(), self.b)
 
 
 class Directed(LowRank):
@@ -49,8 +51,8 @@ class Directed(LowRank):
 class JoinedLowRank:
     """Those of several layers that read the same x and write side by side into one y.
 
-    Their x A^T are one product, three of rank 8 in 63 us instead of 90 (192 rows of 576). Their B stay apart, since the
-    zeros between them would cost more than the calls.
+    Their x A^T are one product, three of rank 8 in 63 us instead of 90 (192 rows of 576). So are their B for few rows,
+    with zeros where one layer's rank meets another's output; for many, the zeros cost more than the calls.
 
     Args:
         parts: by the layer's place.
@@ -60,10 +62,19 @@ class JoinedLowRank:
     def __init__(self, parts: Mapping[int, LowRank], sizes: Sequence[int]):
         starts = [0, *itertools.accumulate(sizes)]
         self.a = torch.cat([part.a for _, part in sorted(parts.items())])  # (all ranks, in)
-        self.ranks = [part.a.shape[0] for _, part in sorted(parts.items())]
-        self.bs = [(starts[place], sizes[place], part.b) for place, part in sorted(parts.items())]
+        self.b = self.a.new_zeros(len(self.a), starts[-1])  # (all ranks, out of all)
+        self.parts: list[tuple[slice, slice]] = []  # of each layer: its ranks, its outputs
+        at = 0
+        for place, part in sorted(parts.items()):
+            ranks, outputs = slice(at, at + len(part.a)), slice(starts[place], starts[place + 1])
+            self.b[ranks, outputs] = part.b
+            self.parts.append((ranks, outputs))
+            at += len(part.a)
 
     def __call__(self, x: Tensor, y: Tensor) -> None:
-        hs = (self.a @ x.t()).split(self.ranks)
-        for h, (start, size, b) in zip(hs, self.bs, strict=True):
-            y.narrow(-1, start, size).addmm_(h.t(), b)
+        h = torch.mm(self.a, x.t())
+        if len(x) <= FEW_ROWS:
+            y.addmm_(h.t(), self.b)
+            return
+        for ranks, outputs in self.parts:
+            y[:, outputs].addmm_(h[ranks].t(), self.b[ranks, outputs])
