@@ -34,8 +34,7 @@ class AdapterBatch:
     def __init__(self, model: nn.Module):
         self.model = model
         self.names: set[str] = set()
-        self._layers: dict[nn.Module, _Layer] = {}
-        self._joined: dict[PackedSiblings, _Siblings] = {}
+        self._places: dict[nn.Module | PackedSiblings, _Place] = {}
         self._rows: list[tuple[str, int]] = []
         self.only: str | None = BASE  # whose rows all of this pass are, if they are one's
         self._head_rows: list[tuple[str, int]] | None = None
@@ -53,28 +52,27 @@ class AdapterBatch:
         joined: dict[PackedSiblings, dict[int, LowRank]] = {}
         for path, update in updates.items():
             module = base_of(self.model).get_submodule(path)
-            own = self._layers[module].before if module in self._layers else vars(module).get("forward")
+            own = vars(module).get("forward")
+            own = own.before if isinstance(own, _Layer) else own
             if type(update) is LowRank and isinstance(own, PackedSibling):
                 joined.setdefault(own.siblings, {})[own.place] = update
                 continue
-            if module not in self._layers:
-                self._layers[module] = _Layer(self, module)
-            self._layers[module].updates[name] = update
+            if module not in self._places:
+                self._places[module] = _Layer(self, module)
+            self._places[module].updates[name] = update
         for siblings, parts in joined.items():
-            if siblings not in self._joined:
-                self._joined[siblings] = _Siblings(self, siblings)
-            self._joined[siblings].updates[name] = JoinedLowRank(parts, siblings.sizes)
+            if siblings not in self._places:
+                self._places[siblings] = _Siblings(self, siblings)
+            self._places[siblings].updates[name] = JoinedLowRank(parts, siblings.sizes)
 
     def remove(self, name: str) -> None:
         """Serve an adapter no longer; layers without any adapter run as they did before."""
         self.names.remove(name)
-        places: dict[Any, Any]
-        for places in (self._layers, self._joined):
-            for key, place in list(places.items()):
-                place.updates.pop(name, None)
-                if not place.updates:
-                    place.restore()
-                    del places[key]
+        for key, place in list(self._places.items()):
+            place.updates.pop(name, None)
+            if not place.updates:
+                place.restore()
+                del self._places[key]
 
     @contextmanager
     def using(self, rows: Iterable[Span], head_rows: Iterable[Span] | None = None) -> Iterator[None]:
