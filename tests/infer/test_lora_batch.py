@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from llmforge.errors import RecipeError
-from llmforge.infer.local import packed
+from llmforge.infer.local import low_rank, packed
 from llmforge.infer.local.adapter_updates import OwnLayer, read_updates
 from llmforge.infer.local.lora_batch import AdapterBatch
 from llmforge.infer.local.low_rank import Directed, LowRank
@@ -134,9 +134,11 @@ def test_four_adapters_of_different_kinds_share_a_pass(folders, base, tiny_model
         batch.remove(name)
 
 
+@pytest.mark.parametrize("few_rows", [low_rank.FEW_ROWS, 3])  # 3: one text has no more, the others do
 @pytest.mark.parametrize("first", ["plain", "dora"])  # of the layers that both change
-def test_layers_that_are_one_product_have_adapters_too(first, folders, tiny_model_dir, monkeypatch):
+def test_layers_that_are_one_product_have_adapters_too(first, few_rows, folders, tiny_model_dir, monkeypatch):
     monkeypatch.setattr(packed, "is_faster", lambda plain_s, packed_s: True)
+    monkeypatch.setattr(low_rank, "FEW_ROWS", few_rows)
     base = random_base(tiny_model_dir)
     packing = packed.pack(base)
     assert packing is not None

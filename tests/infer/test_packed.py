@@ -80,6 +80,16 @@ def test_layers_that_read_the_same_input_are_one_product(model):
     assert sorted(groups.values()) == sorted([*one, *one, ["lm_head"]])
 
 
+def test_siblings_that_are_too_wide_together_stay_apart(model, monkeypatch):
+    monkeypatch.setattr(packed, "MOST_OUTPUTS", 64)  # of queries, keys and values; gate and up have 96
+    before = logits(model)
+    assert pack(model) is not None
+    layer = model.model.layers[0]
+    assert isinstance(layer.self_attn.k_proj.forward, PackedSibling)
+    assert isinstance(layer.mlp.up_proj.forward, PackedLinear)
+    assert torch.allclose(logits(model), before, atol=1e-5)
+
+
 def test_siblings_compute_anew_what_was_changed_in_place():
     torch.manual_seed(0)
     layers = [nn.Linear(8, size).requires_grad_(False) for size in (16, 24)]
