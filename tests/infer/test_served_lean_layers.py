@@ -18,6 +18,11 @@ from llmforge.infer.local.paged import KeyValues, PagedStep, Span, Wanted, paged
 IDS = [7, 8, 9, 10, 11, 12, 13]
 
 
+@pytest.fixture(autouse=True)
+def _faster(monkeypatch):
+    monkeypatch.setattr(packed, "is_faster", lambda plain_s, packed_s: True)  # whatever this machine is doing
+
+
 def model(family="Llama", **settings):
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -71,6 +76,11 @@ def wanted_logits(model, adapters=None, name=""):
     return logits
 
 
+def make_lean(model, is_packed):
+    take_lean_forms(model)
+    assert not is_packed or pack(model) is not None
+
+
 def lean_layers(model):
     return [module for module in model.modules() if isinstance(vars(module).get("forward"), LeanLayer)]
 
@@ -87,13 +97,10 @@ def lean_layers(model):
     ],
 )
 @pytest.mark.parametrize("is_packed", [False, True])
-def test_a_paged_pass_gives_the_same_logits(family, settings, is_packed, monkeypatch):
-    monkeypatch.setattr(packed, "is_faster", lambda plain_s, packed_s: True)
+def test_a_paged_pass_gives_the_same_logits(family, settings, is_packed):
     made = model(family, **settings)
     before = paged_logits(made)
-    take_lean_forms(made)
-    if is_packed:
-        pack(made)
+    make_lean(made, is_packed)
     assert len(lean_layers(made)) == 2
     assert torch.allclose(paged_logits(made), before, atol=1e-5)
 
@@ -101,12 +108,9 @@ def test_a_paged_pass_gives_the_same_logits(family, settings, is_packed, monkeyp
 @pytest.mark.parametrize(("family", "settings"), [("Llama", {}), ("Mistral", {"sliding_window": 3})])
 @pytest.mark.parametrize("is_packed", [False, True])
 def test_the_last_layer_computes_only_what_is_wanted(family, settings, is_packed, monkeypatch):
-    monkeypatch.setattr(packed, "is_faster", lambda plain_s, packed_s: True)
     made = model(family, **settings)
     before = wanted_logits(made)
-    take_lean_forms(made)
-    if is_packed:
-        pack(made)
+    make_lean(made, is_packed)
     rows = []
     down = made.model.layers[1].mlp.down_proj
     own = down.forward
@@ -116,12 +120,10 @@ def test_the_last_layer_computes_only_what_is_wanted(family, settings, is_packed
 
 
 @pytest.mark.parametrize("part", ["post_attention_layernorm", "self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj"])
-def test_an_adapter_changes_its_own_of_the_wanted_tokens(part, monkeypatch):
-    monkeypatch.setattr(packed, "is_faster", lambda plain_s, packed_s: True)
+def test_an_adapter_changes_its_own_of_the_wanted_tokens(part):
     plain = model()
     lean = copy.deepcopy(plain)
-    take_lean_forms(lean)
-    assert pack(lean) is not None
+    make_lean(lean, is_packed=True)
     logits = []
     for made in (plain, lean):
         adapters = AdapterBatch(made)
@@ -176,12 +178,10 @@ def test_outside_of_a_paged_pass_the_model_runs_as_ever():
     ["input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm", "self_attn.q_proj",
      "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"],
 )  # fmt: skip
-def test_an_adapter_of_any_part_is_applied(path, monkeypatch):
-    monkeypatch.setattr(packed, "is_faster", lambda plain_s, packed_s: True)
+def test_an_adapter_of_any_part_is_applied(path):
     plain = model("Qwen3", head_dim=8)
     lean = copy.deepcopy(plain)
-    take_lean_forms(lean)
-    assert pack(lean) is not None
+    make_lean(lean, is_packed=True)
     logits = []
     for made in (plain, lean):
         adapters = AdapterBatch(made)

@@ -158,10 +158,10 @@ class PagedRunner:
         inputs: dict[str, Any] = {"input_ids": torch.tensor([ids], device=self.device), "use_cache": False}
         inputs["position_ids"] = torch.tensor([positions], device=self.device)
         keep = torch.tensor(due or [0], device=self.device)
-        if 0 < len(due) < at:
-            step.wanted = Wanted(keep, due_spans)
         if self._keeps_logits:
             inputs["logits_to_keep"] = keep
+            if 0 < len(due) < at:
+                step.wanted = Wanted(keep, due_spans)
         last = [(part.row.adapter, 1 + len(part.row.draft)) for part in self._parts if part.is_due]
         last = last or [(tokens[0][0], 1)]
         with paged_attention(self.model, step), self.adapters.using(tokens, last if self._keeps_logits else None):
